@@ -1,0 +1,249 @@
+"""SE into a network and out again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from torch import nn
+
+from .block import BlockOptions, SqueezeExcite
+from .errors import UserError, nearest
+from .norm import Recalibrated, recalibrated_modules
+from .placement import Reduction
+from .placement import plan as make_plan
+from .sites import Plan, Site, SiteFilter
+
+__all__ = ["attach", "attached_plan", "detach", "recalibrate", "se_parameters"]
+
+Network = TypeVar("Network", bound=nn.Module)
+PLAN_ATTRIBUTE = "_senet_plan"
+"""Where `attach` notes on the model what it did, so that `verify` sees what a conversion lost."""
+
+
+def attach(
+    model: Network,
+    plan: Plan | None = None,
+    *,
+    warm_start: bool = False,
+    input_size: tuple[int, ...] | None = None,
+    example_inputs: Any = None,
+    placement: str = "standard",
+    reduction: Reduction = 16,
+    sites: SiteFilter | Iterable[SiteFilter] | None = None,
+    scope: str | None = None,
+    hidden: int | None = None,
+    min_hidden: int = 1,
+    divisor: int | None = None,
+    bias: bool = True,
+    gate: str = "sigmoid",
+    activation: str = "relu",
+    squeeze: str = "avg",
+) -> Network:
+    """Put SE into ``model``, in place, and return it.
+
+    Args:
+        model: any network.
+        plan: where, as `senet.plan` gave it; None plans with the options that follow, which
+            are those of `senet.placement.plan`. With a plan they are refused, for it has them.
+        warm_start: start every gate at exactly one (W₂ = 0, b₂ = 0 and a constant 1/σ(0) on
+            the gate), so that the network computes what it did; the default initialisation
+            changes its outputs.
+
+    Raises:
+        UserError: there is nowhere to attach, SE is already there, the plan does not fit the
+            model, or an option makes no sense. The model is then as it was.
+
+    >>> import torchvision
+    >>> network = attach(torchvision.models.resnet18())
+    >>> network.layer1[0].bn2
+    Recalibrated(
+      residual, standard
+      (norm): BatchNorm2d(64, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)
+      (se): SqueezeExcite(
+        64, hidden=4
+        (fc1): Linear(in_features=64, out_features=4, bias=True)
+        (fc2): Linear(in_features=4, out_features=64, bias=True)
+      )
+    )
+    """
+    _refuse_attached(model)
+    options = (
+        ("input_size", input_size, None),
+        ("example_inputs", example_inputs, None),
+        ("placement", placement, "standard"),
+        ("reduction", reduction, 16),
+        ("sites", sites, None),
+        ("scope", scope, None),
+        ("hidden", hidden, None),
+        ("min_hidden", min_hidden, 1),
+        ("divisor", divisor, None),
+        ("bias", bias, True),
+        ("gate", gate, "sigmoid"),
+        ("activation", activation, "relu"),
+        ("squeeze", squeeze, "avg"),
+    )
+    if plan is None:
+        plan = make_plan(
+            model,
+            input_size=input_size,
+            example_inputs=example_inputs,
+            placement=placement,
+            reduction=reduction,
+            sites=sites,
+            scope=scope,
+            hidden=hidden,
+            min_hidden=min_hidden,
+            divisor=divisor,
+            bias=bias,
+            gate=gate,
+            activation=activation,
+            squeeze=squeeze,
+        )
+    elif given := [name for name, value, default in options if value is not default]:
+        raise UserError(f"{given[0]}= goes to senet.plan; here the plan already says it")
+    if not plan:
+        raise UserError(_nothing(model, plan))
+    if warm_start:
+        plan = replace(plan, sites=tuple(map(_warm, plan.sites)))
+    wrappers = [_wrapper(model, site) for site in plan.sites]
+    for site, wrapper in zip(plan.sites, wrappers, strict=True):
+        if warm_start:
+            wrapper.se.zero_init()
+        _replace(model, wrapper.norm, wrapper, site.path)
+    setattr(model, PLAN_ATTRIBUTE, plan)
+    return model
+
+
+def attached_plan(model: nn.Module) -> Plan | None:
+    """The plan that ``model`` was attached by, or None for a plain one."""
+    found: Plan | None = getattr(model, PLAN_ATTRIBUTE, None)
+    return found
+
+
+def detach(model: Network) -> Network:
+    """Take every block that `attach` put in out again, in place, and return the model.
+
+    The wrapped modules return to their places: types, state-dict keys and, where nothing was
+    trained since, outputs are those of the original.
+
+    Raises:
+        UserError: the model has no attached block.
+    """
+    found = dict(recalibrated_modules(model))
+    if not found:
+        raise UserError(f"{type(model).__name__} has no SE that attach put in; nothing to detach")
+    for path, wrapper in reversed(found.items()):
+        _replace(model, wrapper, wrapper.norm, path)
+    if hasattr(model, PLAN_ATTRIBUTE):
+        delattr(model, PLAN_ATTRIBUTE)
+    return model
+
+
+def recalibrate(
+    transform: nn.Module,
+    channels: int,
+    *,
+    options: BlockOptions | None = None,
+) -> Recalibrated:
+    """The seed's sentence: for any transformation F_tr, the SE block that recalibrates it.
+
+    Args:
+        transform: F_tr, whose output is (N, channels, …).
+        channels: C.
+        options: what the block looks like; None is the paper's.
+
+    >>> import torch
+    >>> block = recalibrate(nn.Conv2d(3, 32, 3), channels=32)
+    >>> block(torch.randn(1, 3, 8, 8)).shape
+    torch.Size([1, 32, 6, 6])
+    """
+    options = options or BlockOptions()
+    se = SqueezeExcite(channels, options=options, **_place_of(transform, transform))
+    params = sum(p.numel() for p in se.parameters())
+    macs = 2 * channels * se.fc1.out_features
+    site = Site("", "chain", channels, se.fc1.out_features, 0, "standard", params, macs)
+    return Recalibrated(transform, se, replace(site, block=options))
+
+
+def se_parameters(model: nn.Module) -> list[dict[str, Any]]:
+    """Two parameter groups for an optimiser, the network's own and the SE blocks'.
+
+    >>> import torch, torchvision
+    >>> network, blocks = se_parameters(attach(torchvision.models.resnet18()))
+    >>> optimizer = torch.optim.SGD([network, blocks | {"lr": 0.5}], lr=0.05)
+    >>> [group["lr"] for group in optimizer.param_groups]
+    [0.05, 0.5]
+    """
+    blocks = [m for m in model.modules() if isinstance(m, SqueezeExcite)]
+    ours = {id(p): p for block in blocks for p in block.parameters()}
+    rest = [p for p in model.parameters() if id(p) not in ours]
+    return [
+        {"params": rest, "name": "network"},
+        {"params": list(ours.values()), "name": "se"},
+    ]
+
+
+def _refuse_attached(model: nn.Module) -> None:
+    for path, module in model.named_modules():
+        if isinstance(module, SqueezeExcite):
+            raise UserError(
+                f"SE is already there ({path.removesuffix('.se') or 'the model itself'}); "
+                "senet.detach the model first"
+            )
+
+
+def _nothing(model: nn.Module, plan: Plan) -> str:
+    looked = "sums with a convolved branch, Inception concatenations, convolution units"
+    why = dict.fromkeys(entry.reason for entry in plan.skipped)
+    left = f"; left out: {'; '.join(list(why)[:3])}" if why else ""
+    return f"nothing to attach to in {type(model).__name__} (looked for {looked}){left}"
+
+
+def _warm(site: Site) -> Site:
+    return replace(site, block=replace(site.block, gate_scale=site.block.warm_start_scale()))
+
+
+def _wrapper(model: nn.Module, site: Site) -> Recalibrated:
+    modules = dict(model.named_modules(remove_duplicate=False))
+    if site.path not in modules or not site.path:
+        known = nearest(site.path, modules)
+        raise UserError(f"the plan names {site.path!r}, which this model does not have; {known}")
+    module = modules[site.path]
+    width = getattr(module, "num_features", site.channels)
+    if not site.before and isinstance(width, int) and width != site.channels:
+        raise UserError(
+            f"the plan has {site.channels} channels at {site.path!r}, this model {width}; "
+            "plan for this model instead"
+        )
+    se = SqueezeExcite(
+        site.channels,
+        options=site.block,
+        channels_last=site.channels_last,
+        **_place_of(module, model),
+    )
+    return Recalibrated(module, se.train(module.training), site)
+
+
+def _place_of(module: nn.Module, model: nn.Module) -> dict[str, Any]:
+    """Device and type of a module's floating-point tensors, else of the model's."""
+    for owner in (module, model):
+        for tensor in (*owner.parameters(), *owner.buffers()):
+            if tensor.is_floating_point():
+                return {"device": tensor.device, "dtype": tensor.dtype}
+    return {}
+
+
+def _replace(model: nn.Module, old: nn.Module, new: nn.Module, path: str) -> None:
+    """Put ``new`` wherever ``old`` is registered (a module may have several names)."""
+    places = [
+        (parent, name)
+        for parent in model.modules()
+        if parent is not new
+        for name, child in parent._modules.items()
+        if child is old
+    ]
+    assert places, path
+    for parent, name in places:
+        setattr(parent, name, new)

@@ -1,0 +1,246 @@
+"""Where SE goes: the transformations of a network → sites → a `Plan`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .block import BlockOptions
+from .errors import UserError, nearest
+from .graph import Graph, Node, trace
+from .sites import PLACEMENTS, Plan, Site, SiteFilter, Skipped
+from .transformations import Transformation, find_transformations
+
+__all__ = ["Reduction", "default_input_size", "plan"]
+
+Reduction = float | Mapping[int | str, float]
+"""One r for all sites, or one for each stage number or path glob (16 where none matches)."""
+
+
+def plan(
+    model: nn.Module,
+    *,
+    input_size: tuple[int, ...] | None = None,
+    example_inputs: Any = None,
+    placement: str = "standard",
+    reduction: Reduction = 16,
+    sites: SiteFilter | Iterable[SiteFilter] | None = None,
+    scope: str | None = None,
+    hidden: int | None = None,
+    min_hidden: int = 1,
+    divisor: int | None = None,
+    bias: bool = True,
+    gate: str = "sigmoid",
+    activation: str = "relu",
+    squeeze: str = "avg",
+) -> Plan:
+    """Where SE would go in ``model``, and what it would add; the model is not touched.
+
+    One forward of a structural copy on the meta device gives the dataflow graph, on which the
+    paper's rules are applied (see `senet.transformations`).
+
+    Args:
+        model: any network; on any device, in either mode.
+        input_size: (C, H, W) of one sample, or (C, L), (C, D, H, W); None asks the model's
+            timm configuration, else (3, 224, 224).
+        example_inputs: instead of a size, the arguments of the forward: a tensor, a tuple of
+            positional or a dict of keyword arguments.
+        placement: which tensor of a residual block is gated, one of `PLACEMENTS`.
+        reduction: r, or a mapping from stage numbers or path globs to r.
+        sites: keep only these: a glob over paths, a stage number, a predicate, or several.
+        scope: only modules below this path; None means "backbone" where the model has one,
+            else everything.
+        hidden, min_hidden, divisor, bias, gate, activation, squeeze: see
+            `senet.block.BlockOptions`.
+
+    Raises:
+        UserError: the model cannot be traced, or an option or filter makes no sense. A plan
+            may be empty; `attach` is what refuses it.
+
+    >>> class Block(nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.conv1, self.conv2 = nn.Conv2d(32, 32, 3, padding=1), nn.Conv2d(32, 32, 1)
+    ...
+    ...     def forward(self, x):
+    ...         return x + self.conv2(self.conv1(x).relu())
+    >>> [site.path for site in plan(Block(), input_size=(32, 8, 8))]
+    ['conv2']
+    """
+    if placement not in PLACEMENTS:
+        raise UserError(f"unknown placement {placement!r}; {nearest(placement, PLACEMENTS)}")
+    options = BlockOptions(
+        hidden=hidden,
+        min_hidden=min_hidden,
+        divisor=divisor,
+        bias=bias,
+        gate=gate,
+        activation=activation,
+        squeeze=squeeze,
+    )
+    scope = _scope(model, scope)
+    inputs, keywords = _inputs(model, input_size, example_inputs)
+    graph = trace(model, inputs, keywords)
+    modules = dict(model.named_modules(remove_duplicate=False))
+    transformations, skipped = find_transformations(graph)
+    chosen: list[Site] = []
+    for transformation in transformations:
+        placed = _place(graph, modules, transformation, placement)
+        if isinstance(placed, Skipped):
+            skipped.append(placed)
+            continue
+        path, node = placed
+        if _below(path, scope):
+            chosen.append(_site(graph, path, node, transformation, placement, options, reduction))
+    skipped += _plain_units(graph, transformations)
+    size = graph.nodes[0].shape[1:] if graph.nodes else ()
+    whole = Plan(tuple(chosen), tuple(e for e in skipped if _below(e.path, scope)), size)
+    return whole if sites is None else whole.select(sites)
+
+
+def default_input_size(model: nn.Module) -> tuple[int, ...]:
+    """(C, H, W) of the model's timm configuration, else (3, 224, 224)."""
+    for name in ("pretrained_cfg", "default_cfg"):
+        configuration = getattr(model, name, None)
+        if isinstance(configuration, Mapping) and configuration.get("input_size"):
+            return tuple(configuration["input_size"])
+    return (3, 224, 224)
+
+
+def _scope(model: nn.Module, scope: str | None) -> str:
+    if scope is None:
+        return "backbone" if isinstance(getattr(model, "backbone", None), nn.Module) else ""
+    names = [name for name, _ in model.named_modules()]
+    if scope not in names:
+        raise UserError(f"the model has no module {scope!r} for scope=; {nearest(scope, names)}")
+    return scope
+
+
+def _below(path: str, scope: str) -> bool:
+    return not scope or path == scope or path.startswith(scope + ".")
+
+
+def _inputs(
+    model: nn.Module, input_size: tuple[int, ...] | None, example_inputs: Any
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if example_inputs is not None:
+        if input_size is not None:
+            raise UserError("input_size= and example_inputs= say the same twice; give one of them")
+        if isinstance(example_inputs, Mapping):
+            return (), dict(example_inputs)
+        single = isinstance(example_inputs, Tensor)
+        return (example_inputs,) if single else tuple(example_inputs), {}
+    size = default_input_size(model) if input_size is None else tuple(input_size)
+    if not size or any(not isinstance(n, int) or n < 1 for n in size):
+        raise UserError(f"input_size={size} is not (C, H, W) of positive whole numbers")
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    return (torch.zeros(1, *size, dtype=like.dtype, device=like.device),), {}
+
+
+def _place(
+    graph: Graph, modules: Mapping[str, nn.Module], what: Transformation, placement: str
+) -> tuple[str, Node] | Skipped:
+    """The module to wrap and the node that is gated."""
+    node = graph.nodes[what.end]
+    if not node.positions:
+        return Skipped(what.path, f"its end has shape {node.shape}, no positions to squeeze")
+    return _wrappable(graph, modules, node, what.path)
+
+
+def _wrappable(
+    graph: Graph, modules: Mapping[str, nn.Module], node: Node, name: str
+) -> tuple[str, Node] | Skipped:
+    """The innermost module whose only output is the node; a norm rather than its activation."""
+    calls = [call for call in graph.producers.get(node.index, ()) if call.path]
+    once = [call.path for call in calls if len(graph.calls_by_path[call.path]) == 1]
+    if not calls:
+        where = node.module or "the model itself"
+        return Skipped(name, f"it ends in a function call ({node.op} in {where}), not a module")
+    if not once:
+        times = len(graph.calls_by_path[calls[0].path])
+        return Skipped(name, f"its end {calls[0].path} is called {times} times in one forward")
+    for path in once:
+        if _is_norm(modules[path]):
+            return path, node
+    return once[0], node
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return hasattr(module, "running_mean") or isinstance(module, nn.GroupNorm | nn.LayerNorm)
+
+
+def _site(
+    graph: Graph,
+    path: str,
+    node: Node,
+    what: Transformation,
+    placement: str,
+    options: BlockOptions,
+    reduction: Reduction,
+) -> Site:
+    channels = node.channels
+    assert channels is not None  # `_is_feature_map` held for its join
+    stage = _stage(graph, node)
+    options = replace(options, reduction=_reduction(reduction, stage, path))
+    width = options.width(channels)
+    options = replace(options, hidden=width)
+    layers = 2 * channels * width
+    return Site(
+        path=path,
+        kind=what.kind,
+        channels=channels,
+        hidden=width,
+        stage=stage,
+        placement=placement,
+        params=layers + (channels + width if options.bias else 0),
+        macs=layers * (math.prod(node.positions) if options.squeeze == "none" else 1),
+        positions=node.positions,
+        block=options,
+        channels_last=node.channel_dim == len(node.shape) - 1 and node.channel_dim != 1,
+    )
+
+
+def _stage(graph: Graph, node: Node) -> int:
+    entry = graph.nodes[0].positions
+    if not entry or not node.positions or len(entry) != len(node.positions):
+        return 0
+    return max(0, round(math.log2(entry[-1] / node.positions[-1])))
+
+
+def _reduction(reduction: Reduction, stage: int, path: str) -> float:
+    if not isinstance(reduction, Mapping):
+        return reduction
+    for key, value in reduction.items():
+        if key == stage or (isinstance(key, str) and fnmatchcase(path, key)):
+            return value
+    return 16
+
+
+def _plain_units(graph: Graph, transformations: list[Transformation]) -> list[Skipped]:
+    """Convolutions outside every transformation: the stem, shortcuts, and what comes after."""
+    if not transformations or transformations[0].kind == "chain":
+        return []
+    inside = downsampling = 0
+    for each in transformations:
+        inside |= each.region
+        for shortcut in each.shortcuts:
+            downsampling |= graph.between(each.start, shortcut)
+    first = min(each.start for each in transformations)
+    reasons: dict[str, str] = {}
+    for node in graph.nodes:
+        if node.kind != "conv" or (inside >> node.index) & 1:
+            continue
+        if (downsampling >> node.index) & 1:
+            reason = "a downsample path, the shortcut of a sum"
+        elif node.index <= first:
+            reason = "a stem, before the first transformation"
+        else:
+            reason = "a convolution outside every transformation"
+        reasons.setdefault(node.module or "the model itself", reason)
+    return [Skipped(path, reason) for path, reason in reasons.items()]
