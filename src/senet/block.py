@@ -198,7 +198,8 @@ class SqueezeExcite(nn.Module):
 
     def gates(self, u: Tensor) -> Tensor:
         """s for u of (N, C, S₁, …): (N, C), or u's shape where nothing is squeezed."""
-        if u.dim() < 2 or u.shape[1] != self.channels:
+        tracing = torch.jit.is_tracing()  # there a comparison of shapes is a warning
+        if not tracing and (u.dim() < 2 or u.shape[1] != self.channels):
             raise ValueError(
                 f"this SE block gates {self.channels} channels, got a tensor {tuple(u.shape)}"
             )

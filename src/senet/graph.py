@@ -152,6 +152,24 @@ class Graph:
                 found.setdefault(call.outputs[0], []).append(call)
         return {node: tuple(calls) for node, calls in found.items()}
 
+    @cached_property
+    def handed_on(self) -> Mapping[int, tuple[Call, ...]]:
+        """For each node, the calls of modules that took and returned just it, in order."""
+        found: dict[int, list[Call]] = {}
+        for call in self.calls:
+            if call.path and len(call.outputs) == 1 and call.inputs == call.outputs:
+                found.setdefault(call.outputs[0], []).append(call)
+        return {node: tuple(calls) for node, calls in found.items()}
+
+    @cached_property
+    def takers(self) -> Mapping[int, tuple[Call, ...]]:
+        """For each node, the calls of modules whose only input it was, innermost first."""
+        found: dict[int, list[Call]] = {}
+        for call in self.calls:
+            if call.path and len(call.inputs) == 1 and call.inputs != call.outputs:
+                found.setdefault(call.inputs[0], []).append(call)
+        return {node: tuple(calls) for node, calls in found.items()}
+
     def common_ancestor(self, terms: Sequence[int]) -> int | None:
         """The last node that all terms were computed from (it may be one of them)."""
         common = self.ancestors[terms[0]]

@@ -23,7 +23,7 @@ class Site:
 
     Args:
         path: dotted path of the module that is wrapped.
-        kind: "residual", "inception", "dense" or "chain".
+        kind: "residual", "parallel", "inception", "dense" or "chain".
         channels: C, the channels gated.
         hidden: width of the block's bottleneck.
         stage: log₂ of the stride to the network's input: ResNet's conv2_x … conv5_x are 2 … 5.

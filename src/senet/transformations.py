@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from .graph import Graph, Node
 from .sites import Skipped
 
-__all__ = ["Transformation", "find_transformations"]
+__all__ = ["Transformation", "find_transformations", "unit_end"]
 
 _REARRANGING = {"permute", "transpose", "view", "reshape", "contiguous", "movedim", "swapaxes"}
 
@@ -23,7 +23,8 @@ class Transformation:
     """One F_tr of a network.
 
     Args:
-        kind: "residual", "inception", "dense" or "chain".
+        kind: "residual", "parallel" (branches of one kind and their sum), "inception", "dense" or
+            "chain".
         start: the node that enters it.
         end: the node that leaves it, before drop-path and layer-scale.
         join: the sum or concatenation it feeds; for "inception" and "chain" its own end.
@@ -137,6 +138,13 @@ def _residual(
         t for t in terms if counts[t] < most and _projects_only(graph, regions[t] or 0)
     )
     branches = [t for t in terms if t not in shortcuts]
+    whole = 0
+    for bits in regions.values():
+        whole |= bits
+    if len(branches) > 1 and node.index in graph.handed_on:
+        if gate := _existing_gate(graph, graph.descendants[node.index] & _block(graph, node)):
+            return Skipped(gate.module or path, "an existing SE block or channel gate in a branch")
+        return [Transformation("parallel", start, node.index, node.index, whole, (), path)]
     if not shortcuts:
         each = ", ".join(str(counts[t]) for t in terms)
         return Skipped(path, f"a sum with no shortcut (convolutions in its terms: {each})")
@@ -153,6 +161,17 @@ def _residual(
         shape = Transformation("residual", start, end, node.index, region, shortcuts, path)
         results.append(shape)
     return results
+
+
+def _block(graph: Graph, node: Node) -> int:
+    """The bit set of nodes that the module of a node, or a module inside it, made."""
+    inside = [n for n in graph.nodes if n.module == node.module or node.module in _owners(n)]
+    return sum(1 << n.index for n in inside)
+
+
+def _owners(node: Node) -> list[str]:
+    parts = node.module.split(".")
+    return [".".join(parts[:i]) for i in range(1, len(parts))]
 
 
 def _is_pooled(graph: Graph, node: Node, start: int) -> bool:
@@ -233,7 +252,7 @@ def _concatenated(
     if start is None:
         return Skipped(path, "a concatenation of separate inputs")
     if any(other != t and (graph.ancestors[other] >> t) & 1 for t in terms for other in terms):
-        return _dense(graph, node, terms)
+        return _dense(graph, node, terms, found)
     regions = {term: graph.between(start, term) for term in terms}
     whole = 0
     for bits in regions.values():
@@ -270,7 +289,9 @@ def _beside_identity(
     return [Transformation("residual", start, end, node.index, regions[term], others, path)]
 
 
-def _dense(graph: Graph, node: Node, terms: tuple[int, ...]) -> list[Transformation] | Skipped:
+def _dense(
+    graph: Graph, node: Node, terms: tuple[int, ...], found: list[Transformation]
+) -> list[Transformation] | Skipped:
     """The new features of each layer that a running concatenation holds."""
     path = node.module or "the model itself"
     results = []
@@ -280,6 +301,8 @@ def _dense(graph: Graph, node: Node, terms: tuple[int, ...]) -> list[Transformat
             continue
         start = max(sources)
         region = graph.between(start, term)
+        if any((region >> other.join) & 1 for other in found):
+            continue  # an aggregation of blocks that are recalibrated themselves (DLA)
         if _convolutions(graph, region) and not _existing_gate(graph, region):
             end = _before_scaling(graph, term)
             results.append(Transformation("dense", start, end, node.index, region, (), path))
@@ -306,16 +329,22 @@ def _single_input_module(graph: Graph, end: int, start: int) -> bool:
 # ---------------------------------------------------------------------------- plain stacks
 
 
+def unit_end(graph: Graph, conv: Node) -> Node:
+    """The end of the unit that a convolution begins: itself, its norm, or its activation."""
+    end = conv
+    for kind in ("norm", "activation"):
+        after = graph.consumers[end.index]
+        if len(after) == 1 and graph.nodes[after[0]].kind == kind:
+            end = graph.nodes[after[0]]
+    return end
+
+
 def _chain(graph: Graph) -> Iterator[Transformation]:
     """conv(-norm)(-activation) units; a depthwise unit belongs to the pointwise one after it."""
     for conv in graph.nodes:
         if conv.kind != "conv":
             continue
-        end = conv.index
-        for kind in ("norm", "activation"):
-            after = graph.consumers[end]
-            if len(after) == 1 and graph.nodes[after[0]].kind == kind:
-                end = after[0]
+        end = unit_end(graph, conv).index
         before_pointwise = any(
             graph.nodes[i].kind == "conv" and set(graph.nodes[i].kernel) == {1}
             for i in graph.consumers[end]

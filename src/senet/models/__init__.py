@@ -1,0 +1,263 @@
+"""Networks by name: ours, timm's, and the SE twin of each.
+
+``resnet50`` is a plain network; ``se_resnet50`` is the same with SE attached. ``timm/NAME`` is
+timm's network of that name and ``se_timm/NAME`` its twin; timm is imported when such a name is
+first built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from ..errors import UserError, nearest
+from ..insertion import attach
+from ..placement import Reduction
+from ..sites import SiteFilter
+from . import bn_inception, cifar_resnet, resnet
+
+__all__ = [
+    "Network",
+    "build_plain",
+    "create_model",
+    "default_min_hidden",
+    "list_models",
+    "native_input_size",
+    "plain_name",
+]
+
+
+@dataclass(frozen=True)
+class Network:
+    """One row of the table of networks.
+
+    Args:
+        build: number of classes → the plain network.
+        input_size: (C, H, W) of the images that it was designed for.
+        min_hidden: least hidden width of the SE blocks of its twin, unless told otherwise.
+    """
+
+    build: Callable[[int], nn.Module]
+    input_size: tuple[int, int, int] = (3, 224, 224)
+    min_hidden: int = 1
+
+
+_NETWORKS: Mapping[str, Network] = {
+    "resnet18": Network(resnet.resnet18),
+    "resnet34": Network(resnet.resnet34),
+    "resnet50": Network(resnet.resnet50),
+    "resnet101": Network(resnet.resnet101),
+    "resnet152": Network(resnet.resnet152),
+    "bn_inception": Network(bn_inception.bn_inception),
+    # With 16, 32 and 64 channels and r = 16 one to four hidden units would be left, and a dead
+    # ReLU in a bottleneck of one freezes its gate: these get at least four.
+    "resnet20": Network(cifar_resnet.resnet20, (3, 32, 32), min_hidden=4),
+    "resnet56": Network(cifar_resnet.resnet56, (3, 32, 32), min_hidden=4),
+    "resnet110": Network(cifar_resnet.resnet110, (3, 32, 32), min_hidden=4),
+}
+
+
+def list_models() -> list[str]:
+    """The names of our own networks and their SE twins; any name of timm works besides them.
+
+    >>> list_models()[:3]
+    ['bn_inception', 'resnet18', 'resnet20']
+    """
+    plain = sorted(_NETWORKS, key=_natural)
+    return plain + [f"se_{name}" for name in plain]
+
+
+def plain_name(name: str) -> tuple[str, bool]:
+    """The plain network of a name, and whether the name is that of its SE twin.
+
+    Names of timm are split but not looked up.
+
+    Raises:
+        UserError: not the name of a network of ours.
+
+    >>> plain_name("se_resnet50"), plain_name("timm/resnet50")
+    (('resnet50', True), ('timm/resnet50', False))
+    """
+    is_se = name.startswith("se_")
+    plain = name.removeprefix("se_")
+    if not plain.startswith("timm/") and plain not in _NETWORKS:
+        raise UserError(
+            f"unknown model {name!r}; {nearest(name, list_models())}; or timm/NAME, se_timm/NAME"
+        )
+    return plain, is_se
+
+
+def native_input_size(name: str) -> tuple[int, int, int]:
+    """(C, H, W) of the images that a network was designed for, the same for its twin.
+
+    Raises:
+        UserError: unknown name.
+
+    >>> native_input_size("se_resnet20")
+    (3, 32, 32)
+    """
+    plain, _ = plain_name(name)
+    if plain in _NETWORKS:
+        return _NETWORKS[plain].input_size
+    channels, height, width = _timm_configuration(plain).input_size
+    return channels, height, width
+
+
+def default_min_hidden(name: str) -> int:
+    """The least hidden width of the SE blocks that `create_model` gives a network.
+
+    >>> default_min_hidden("se_resnet20"), default_min_hidden("se_resnet50")
+    (4, 1)
+    """
+    plain, _ = plain_name(name)
+    return _NETWORKS[plain].min_hidden if plain in _NETWORKS else 1
+
+
+def build_plain(name: str, num_classes: int = 1000, *, pretrained: bool = False) -> nn.Module:
+    """The plain network ``name``, of ours or ``timm/NAME``, initialised from the global seed.
+
+    Args:
+        name: as in `list_models`, without ``se_``.
+        num_classes: logits, at least one.
+        pretrained: with timm's weights, which timm downloads.
+
+    Raises:
+        UserError: unknown name or the name of a twin, no class, or pretrained weights that do
+            not exist or could not be downloaded.
+    """
+    plain, is_se = plain_name(name)
+    if is_se:
+        raise UserError(f"{name!r} is not a plain network; its plain twin is {plain!r}")
+    if num_classes < 1:
+        raise UserError(f"num_classes is {num_classes}; a classifier needs at least 1")
+    if plain not in _NETWORKS:
+        return _build_timm(plain, num_classes, pretrained)
+    if pretrained:
+        raise UserError(f"there are no pretrained weights for {name!r}; try 'timm/{name}'")
+    return _NETWORKS[plain].build(num_classes)
+
+
+def create_model(
+    name: str,
+    *,
+    num_classes: int = 1000,
+    pretrained: bool = False,
+    placement: str = "standard",
+    sites: SiteFilter | Iterable[SiteFilter] | None = None,
+    reduction: Reduction = 16,
+    hidden: int | None = None,
+    min_hidden: int | None = None,
+    divisor: int | None = None,
+    bias: bool = True,
+    gate: str = "sigmoid",
+    activation: str = "relu",
+    squeeze: str = "avg",
+    warm_start: bool = False,
+) -> nn.Module:
+    """The network ``name``, in training mode, initialised from the global seed.
+
+    ``se_NAME`` is `senet.insertion.attach` on ``NAME``, planned at the network's native input
+    size: two networks of a pair are drawn from the same seed alike, up to their blocks.
+
+    Args:
+        name: as in `list_models`, or ``timm/NAME`` and ``se_timm/NAME``.
+        num_classes: logits, at least one.
+        pretrained: with timm's weights (``timm/NAME`` and ``se_timm/NAME`` only).
+        placement, sites, reduction, hidden, divisor, bias, gate, activation, squeeze: which
+            blocks an SE twin gets and where; see `senet.placement.plan`.
+        min_hidden: least hidden width of a block; None is the network's own
+            (`default_min_hidden`: 4 for the CIFAR networks, else 1).
+        warm_start: the twin starts by computing what the plain network computes.
+
+    Raises:
+        UserError: unknown name, no class, pretrained weights that do not exist or could not be
+            downloaded, or options of SE blocks that make no sense or are given to a plain network.
+    """
+    plain, is_se = plain_name(name)
+    if not is_se:
+        _refuse_block_options(
+            name,
+            placement=(placement, "standard"),
+            sites=(sites, None),
+            reduction=(reduction, 16),
+            hidden=(hidden, None),
+            min_hidden=(min_hidden, None),
+            divisor=(divisor, None),
+            bias=(bias, True),
+            gate=(gate, "sigmoid"),
+            activation=(activation, "relu"),
+            squeeze=(squeeze, "avg"),
+            warm_start=(warm_start, False),
+        )
+    model = build_plain(plain, num_classes, pretrained=pretrained)
+    if not is_se:
+        return model
+    return attach(
+        model,
+        input_size=native_input_size(plain),
+        placement=placement,
+        sites=sites,
+        reduction=reduction,
+        hidden=hidden,
+        min_hidden=default_min_hidden(plain) if min_hidden is None else min_hidden,
+        divisor=divisor,
+        bias=bias,
+        gate=gate,
+        activation=activation,
+        squeeze=squeeze,
+        warm_start=warm_start,
+    )
+
+
+def _refuse_block_options(name: str, **options: tuple[object, object]) -> None:
+    """Raise a UserError if any option (its value, its default) of SE blocks was changed."""
+    changed = [f"{key}={value!r}" for key, (value, default) in options.items() if value != default]
+    if changed:
+        raise UserError(
+            f"{name!r} has no SE blocks that {', '.join(changed)} could be for; "
+            f"its SE twin is 'se_{name}'"
+        )
+
+
+def _natural(name: str) -> tuple[str, int]:
+    """A key that sorts resnet20 before resnet110."""
+    word = name.rstrip("0123456789")
+    return word, int(name[len(word) :] or 0)
+
+
+def _timm_configuration(name: str) -> Any:
+    """timm's pretrained configuration for ``timm/NAME``; UserError for names it does not know."""
+    import timm
+
+    architecture, _, tag = name.removeprefix("timm/").partition(".")
+    if "/" in architecture or ":" in architecture or not timm.is_model(architecture):
+        known = (f"timm/{known}" for known in timm.list_models())
+        raise UserError(f"unknown model {name!r}; {nearest(f'timm/{architecture}', known)}")
+    try:
+        return timm.get_pretrained_cfg(name.removeprefix("timm/"))
+    except RuntimeError:
+        tags = timm.list_models(f"{architecture}.*", pretrained=True)
+        raise UserError(
+            f"{name!r}: timm has no weights tagged {tag!r} for {architecture!r}; "
+            + nearest(name, (f"timm/{known}" for known in tags))
+        ) from None
+
+
+def _build_timm(name: str, num_classes: int, pretrained: bool) -> nn.Module:
+    import timm
+
+    configuration = _timm_configuration(name)
+    if pretrained and not configuration.has_weights:
+        raise UserError(f"timm has no pretrained weights for {name!r}; use pretrained=False")
+    try:
+        return timm.create_model(
+            name.removeprefix("timm/"), pretrained=pretrained, num_classes=num_classes
+        )
+    except OSError as error:  # the hub's errors are among these
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"could not fetch the weights of {name!r}: {reason} (pretrained=False needs none)"
+        ) from error
