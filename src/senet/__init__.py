@@ -1,4 +1,42 @@
-"""Squeeze-and-Excitation for any PyTorch network."""
+"""Squeeze-and-Excitation for any PyTorch network: put it in, train it, look inside it, ship it.
+
+Importing this imports torch and nothing heavier; what needs more is imported when it is called.
+"""
+
+from __future__ import annotations
+
+from .adoption import adopt
+from .block import BlockOptions, SqueezeExcite
+from .errors import UserError
+from .insertion import attach, attached_plan, detach, recalibrate, se_parameters
+from .models import create_model, list_models
+from .norm import Recalibrated
+from .placement import plan
+from .runs import load
+from .sites import Plan, Site
+from .verification import BlockCheck, VerificationError, verify
+
+__all__ = [
+    "BlockCheck",
+    "BlockOptions",
+    "Plan",
+    "Recalibrated",
+    "Site",
+    "SqueezeExcite",
+    "UserError",
+    "VerificationError",
+    "__version__",
+    "adopt",
+    "attach",
+    "attached_plan",
+    "create_model",
+    "detach",
+    "list_models",
+    "load",
+    "plan",
+    "recalibrate",
+    "se_parameters",
+    "verify",
+]
 
 __version__ = "0.1.0"
-__all__ = ["__version__"]

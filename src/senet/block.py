@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +64,7 @@ class BlockOptions:
         activation: "relu", "silu", "gelu" or "hard_swish".
         squeeze: "avg", "max", or "none" (a gate for every position).
         gate_scale: a constant on the gate; `warm_start_scale` for a warm start.
+        bottleneck: False leaves the first layer out, as effective SE does.
     """
 
     reduction: float = 16
@@ -74,6 +76,7 @@ class BlockOptions:
     activation: str = "relu"
     squeeze: str = "avg"
     gate_scale: float = 1.0
+    bottleneck: bool = True
 
     def __post_init__(self) -> None:
         choices = (
@@ -91,6 +94,8 @@ class BlockOptions:
 
     def width(self, channels: int) -> int:
         """The hidden width of a block over ``channels`` channels."""
+        if not self.bottleneck:
+            return channels
         if self.hidden is not None:
             return self.hidden
         return hidden_width(
@@ -170,13 +175,17 @@ class SqueezeExcite(nn.Module):
         self.channels_last = channels_last
         width = self.options.width(channels)
         bias = self.options.bias
-        self.fc1 = nn.Linear(channels, width, bias=bias, device=device, dtype=dtype)
+        self.fc1: nn.Module = nn.Identity()
+        if self.options.bottleneck:
+            self.fc1 = nn.Linear(channels, width, bias=bias, device=device, dtype=dtype)
         self.fc2 = nn.Linear(width, channels, bias=bias, device=device, dtype=dtype)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """He et al. (2015) for both layers, as the paper initialises its networks."""
         for layer in (self.fc1, self.fc2):
+            if not isinstance(layer, nn.Linear):
+                continue
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
@@ -208,17 +217,27 @@ class SqueezeExcite(nn.Module):
         # The layers are called, not their weights read, so that whatever is hung on them or put
         # in their place (hooks, sharding, low-rank adapters) takes part.
         z = z if z.dim() == 2 else z.movedim(1, -1)
-        s = functional.GATES[options.gate](
-            self.fc2(functional.ACTIVATIONS[options.activation](self.fc1(z)))
-        )
+        hidden = self.fc1(z)
+        if options.bottleneck:
+            hidden = functional.ACTIVATIONS[options.activation](hidden)
+        s = functional.GATES[options.gate](self.fc2(hidden))
         s = s if s.dim() == 2 else s.movedim(-1, 1)
         # Under autocast the linear layers come out in half precision; the gate takes u's dtype.
         s = s.to(u.dtype)
         return s if options.gate_scale == 1.0 else s * options.gate_scale
 
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *arguments: Any
+    ) -> None:
+        # Others write the two layers as 1×1 convolutions; their weights are ours, (out, in, 1, 1).
+        for name in (f"{prefix}fc1.weight", f"{prefix}fc2.weight"):
+            if name in state_dict and state_dict[name].dim() > 2:
+                state_dict[name] = state_dict[name].flatten(1)
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
     def extra_repr(self) -> str:
         """Channels, hidden width, and the options that differ from the paper's."""
-        shown = [str(self.channels), f"hidden={self.fc1.out_features}"]
+        shown = [str(self.channels), f"hidden={self.fc2.in_features}"]
         plain = BlockOptions()
         for name in ("bias", "gate", "activation", "squeeze", "gate_scale"):
             if (value := getattr(self.options, name)) != getattr(plain, name):

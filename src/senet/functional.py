@@ -81,7 +81,7 @@ def squeeze(u: Tensor, kind: str = "avg") -> Tensor:
 
 def excite(
     z: Tensor,
-    w1: Tensor,
+    w1: Tensor | None,
     w2: Tensor,
     b1: Tensor | None = None,
     b2: Tensor | None = None,
@@ -93,7 +93,8 @@ def excite(
 
     Args:
         z: (N, C), or (N, C, S₁, …) where nothing was squeezed; then each position has a gate.
-        w1: W₁, (hidden, C) with hidden = C / r.
+        w1: W₁, (hidden, C) with hidden = C / r. None leaves the first layer and δ out, as
+            effective SE does (Lee and Park 2020): s = σ(W₂ z + b₂).
         w2: W₂, (C, hidden).
         b1: (hidden,) or None; the equation has no biases, the released networks do.
         b2: (C,) or None.
@@ -104,7 +105,9 @@ def excite(
         s, of z's shape.
     """
     channels_last = z if z.dim() == 2 else z.movedim(1, -1)
-    hidden = ACTIVATIONS[activation](F.linear(channels_last, w1, b1))
+    hidden = channels_last
+    if w1 is not None:
+        hidden = ACTIVATIONS[activation](F.linear(channels_last, w1, b1))
     s = GATES[gate](F.linear(hidden, w2, b2))
     return s if z.dim() == 2 else s.movedim(-1, 1)
 
@@ -127,7 +130,7 @@ def scale(u: Tensor, s: Tensor) -> Tensor:
 
 def squeeze_excite(
     u: Tensor,
-    w1: Tensor,
+    w1: Tensor | None,
     w2: Tensor,
     b1: Tensor | None = None,
     b2: Tensor | None = None,

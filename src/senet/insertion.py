@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from .adoption import return_adopted
 from .block import BlockOptions, SqueezeExcite
 from .errors import UserError, nearest
 from .norm import Recalibrated, recalibrated_modules
@@ -126,14 +127,17 @@ def detach(model: Network) -> Network:
     """Take every block that `attach` put in out again, in place, and return the model.
 
     The wrapped modules return to their places: types, state-dict keys and, where nothing was
-    trained since, outputs are those of the original.
+    trained since, outputs are those of the original. Adopted blocks return to their own kind,
+    with the weights they have by now.
 
     Raises:
         UserError: the model has no attached block.
     """
     found = dict(recalibrated_modules(model))
-    if not found:
-        raise UserError(f"{type(model).__name__} has no SE that attach put in; nothing to detach")
+    if not return_adopted(model) and not found:
+        raise UserError(
+            f"{type(model).__name__} has no SE that was attached or adopted; nothing to detach"
+        )
     for path, wrapper in reversed(found.items()):
         _replace(model, wrapper, wrapper.norm, path)
     if hasattr(model, PLAN_ATTRIBUTE):
@@ -162,8 +166,8 @@ def recalibrate(
     options = options or BlockOptions()
     se = SqueezeExcite(channels, options=options, **_place_of(transform, transform))
     params = sum(p.numel() for p in se.parameters())
-    macs = 2 * channels * se.fc1.out_features
-    site = Site("", "chain", channels, se.fc1.out_features, 0, "standard", params, macs)
+    macs = 2 * channels * se.fc2.in_features
+    site = Site("", "chain", channels, se.fc2.in_features, 0, "standard", params, macs)
     return Recalibrated(transform, se, replace(site, block=options))
 
 

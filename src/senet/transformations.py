@@ -301,7 +301,7 @@ def _dense(
             continue
         start = max(sources)
         region = graph.between(start, term)
-        if any((region >> other.join) & 1 for other in found):
+        if any((region >> other.join) & 1 for other in found if other.kind != "dense"):
             continue  # an aggregation of blocks that are recalibrated themselves (DLA)
         if _convolutions(graph, region) and not _existing_gate(graph, region):
             end = _before_scaling(graph, term)

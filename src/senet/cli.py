@@ -1,0 +1,80 @@
+"""The `senet` command: a table of commands, each of which imports what it needs."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from . import __version__
+from .errors import UserError, nearest
+
+__all__ = ["COMMANDS", "main"]
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "train": ("senet.commands.train", "train a network, and its plain twin to compare with"),
+    "evaluate": ("senet.commands.evaluate", "accuracy, confusions and speed of a trained network"),
+    "predict": ("senet.commands.predict", "the likeliest classes of images"),
+    "plan": ("senet.commands.plan", "where SE would go in a network, and what it would add"),
+}
+"""Command → its module, which has ``main(argv) -> int``, and what it does."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `senet`; returns the exit status.
+
+    0: done. 1: done in part (the command's help says how). 2: a mistake of the user's, told in
+    one line on standard error. 130: interrupted.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    if arguments[0] in ("-V", "--version"):
+        print(f"senet {__version__}")
+        return 0
+    try:
+        return _run(arguments[0], arguments[1:])
+    except UserError as error:
+        print(f"senet: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("senet: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader (head, less) has seen enough; Python would complain once more on its way out.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _run(name: str, arguments: list[str]) -> int:
+    if name not in COMMANDS:
+        raise UserError(f"unknown command {name!r}; {nearest(name, COMMANDS)} (senet --help)")
+    module = importlib.import_module(COMMANDS[name][0])
+    try:
+        status: int = module.main(arguments)
+    except SystemExit as stop:  # --help and --print_config leave this way
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    return status
+
+
+def _help() -> str:
+    width = len("--version")
+    lines = [f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items()]
+    return "\n".join(
+        (
+            "usage: senet COMMAND [OPTIONS]",
+            "",
+            "Squeeze-and-Excitation for any PyTorch network.",
+            "",
+            "commands (each has --help):",
+            *lines,
+            "",
+            "options:",
+            f"  {'--help':<{width}}  this text",
+            f"  {'--version':<{width}}  the version",
+            "",
+            "for a start: senet train --model se_resnet20 --data digits --out runs/digits --twin",
+        )
+    )

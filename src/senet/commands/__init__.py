@@ -1,0 +1,1 @@
+"""The commands of `senet`, a file each; `senet.cli` has their table."""

@@ -1,0 +1,172 @@
+"""``senet evaluate``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from .. import runs
+from ..data import DataOptions, ImageData, load_data
+from ..errors import UserError
+from ..evaluation import Evaluation, evaluate
+from ..image_sets import Framing, ImageLoader
+from ..options import TrainOptions, read_options
+from ..sampling import EpochSampler
+from ..training import CONFIG
+from .parsing import command_parser, parse, pick_device
+
+__all__ = ["main", "parser"]
+
+_MATRIX = 20  # classes up to which the whole confusion matrix is printed
+
+
+def parser() -> ArgumentParser:
+    """The options of the command."""
+    made = command_parser(
+        "evaluate",
+        "Accuracy, confusions and speed of a trained network: the best epoch of a run.",
+    )
+    made.add_argument("run", type=str, metavar="RUN", help="run directory")
+    made.add_argument(
+        "--data",
+        type=str | None,
+        default=None,
+        help="data set or folder with the classes of the run; null is what it was trained on",
+    )
+    made.add_argument(
+        "--part",
+        choices=("val", "train", "all"),
+        default="val",
+        help="which part of the data: the images held out, those trained on, or both",
+    )
+    made.add_argument(
+        "--data_root",
+        type=str | None,
+        default=None,
+        help="where downloaded data sets are kept; null is where the run had them",
+    )
+    made.add_argument("--batch_size", type=int, default=64, help="images in a batch")
+    made.add_argument("--workers", type=int, default=0, help="processes that load images")
+    made.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, …")
+    made.add_argument(
+        "--json", action="store_true", help="one JSON document on standard output, nothing else"
+    )
+    return made
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command; returns the exit status."""
+    given = parse(parser(), argv)
+    device = pick_device(given.device)
+    run = Path(given.run)
+    card = runs.read_card(run)
+    data = _data(given, run, card)
+    result = evaluate(
+        runs.load(run, device=device),
+        _batches(data, card, given),
+        classes=card.classes,
+        device=device,
+        progress=sys.stderr.isatty(),
+    )
+    if given.json:
+        print(result.to_json())
+    else:
+        where = f"{given.part} of {given.data or card.data}"
+        _tell(result, f"{card.name} ({run}) on {where}, {device}")
+    return 0
+
+
+def _data(given: Namespace, run: Path, card: runs.ModelCard) -> ImageData:
+    """The images, held out as they were in training."""
+    config = run / CONFIG
+    options = read_options(config) if config.exists() else TrainOptions()
+    data = load_data(
+        DataOptions(
+            data=given.data or card.data,
+            data_root=Path(given.data_root or options.data_root),
+            download=options.download,
+            image_size=card.image_size,
+            augment=False,
+            val_fraction=options.val_fraction,
+            seed=card.seed,
+        )
+    )
+    if data.classes != card.classes:
+        raise UserError(
+            f"{given.data or card.data} has other classes than {run}: "
+            f"{_difference(data.classes, card.classes)}"
+        )
+    return data
+
+
+def _difference(found: tuple[str, ...], expected: tuple[str, ...]) -> str:
+    if len(found) != len(expected):
+        return f"{len(found)} of them, not {len(expected)}"
+    label = next(i for i, pair in enumerate(zip(found, expected, strict=True)) if len({*pair}) > 1)
+    return f"class {label} is {found[label]!r} there and {expected[label]!r} in the run"
+
+
+def _batches(
+    data: ImageData, card: runs.ModelCard, given: Namespace
+) -> ImageLoader | Iterator[tuple[Tensor, Tensor]]:
+    """Batches framed and normalised as the run's, whatever the data set's own normalisation is."""
+    loaders = []
+    for part, images in (("val", data.val), ("train", data.train)):
+        if given.part in (part, "all"):
+            images.framing = Framing(card.image_size, card.mean, card.std)
+            sampler = EpochSampler(len(images), seed=0, shuffle=False)
+            loader = ImageLoader(
+                images, sampler, batch_size=given.batch_size, workers=given.workers
+            )
+            loaders.append(loader)
+    return loaders[0] if len(loaders) == 1 else chain.from_iterable(loaders)
+
+
+def _tell(result: Evaluation, title: str) -> None:
+    console = Console()
+    console.print(title, highlight=False)
+    console.print(
+        f"top-1 {result.top1:.2%}  top-5 {result.top5:.2%}  loss {result.loss:.4f}  "
+        f"{result.images:,} images  {result.images_per_second:,.0f} images/s",
+        highlight=False,
+    )
+    names = list(result.per_class)
+    if len(names) <= _MATRIX:
+        console.print(_matrix(result, names))
+    else:
+        console.print(_hardest(result, names))
+
+
+def _matrix(result: Evaluation, names: list[str]) -> Table:
+    table = Table(title="rows: the true class; columns: what was said", title_justify="left")
+    table.add_column("class")
+    table.add_column("accuracy", justify="right")
+    for name in names:
+        table.add_column(name, justify="right")
+    for name, counts in zip(names, result.confusion, strict=True):
+        table.add_row(name, _share(result.per_class[name]), *(str(n) if n else "·" for n in counts))
+    return table
+
+
+def _hardest(result: Evaluation, names: list[str]) -> Table:
+    table = Table(title="the 20 classes of lowest accuracy (--json has all)", title_justify="left")
+    for title in ("class", "accuracy", "most often taken for"):
+        table.add_column(title, justify="right" if title == "accuracy" else "left")
+    known = [(share, name) for name, share in result.per_class.items() if share is not None]
+    for share, name in sorted(known)[:20]:
+        label = names.index(name)
+        wrong = [(n, other) for other, n in enumerate(result.confusion[label]) if other != label]
+        count, other = max(wrong)
+        table.add_row(name, _share(share), f"{names[other]} ({count})" if count else "–")
+    return table
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1%}"

@@ -1,0 +1,91 @@
+"""Command lines: options out of dataclasses, and mistakes told in one line."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any, get_type_hints
+
+import torch
+from docstring_parser import parse as parse_docstring
+from jsonargparse import ActionYesNo, ArgumentParser, Namespace
+
+from ..errors import UserError
+from ..options import in_one_line
+
+__all__ = ["add_dataclass_options", "command_parser", "parse", "pick_device"]
+
+
+def command_parser(name: str, description: str, *, epilog: str | None = None) -> ArgumentParser:
+    """A parser for ``senet NAME`` whose mistakes `parse` turns into `UserError`."""
+    return ArgumentParser(
+        prog=f"senet {name}",
+        description=description,
+        epilog=epilog,
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+
+
+def add_dataclass_options(
+    parser: ArgumentParser, options: type[Any], groups: Mapping[str, str]
+) -> None:
+    """An option for each field, with its type, default and the text of the docstring.
+
+    Args:
+        parser: gets the options.
+        options: a dataclass of which every field has a default and a line under ``Args:``.
+        groups: first field → title of the group that begins with it.
+    """
+    params = parse_docstring(options.__doc__ or "").params
+    docs = {entry.arg_name: entry.description or "" for entry in params}
+    types = get_type_hints(options)
+    group: Any = parser
+    for field in fields(options):
+        if field.name in groups:
+            group = parser.add_argument_group(groups[field.name])
+        text = " ".join(docs[field.name].split()).replace("%", "%%")
+        kind = {"action": ActionYesNo} if types[field.name] is bool else {"type": types[field.name]}
+        group.add_argument(f"--{field.name}", default=field.default, help=text, **kind)
+
+
+def parse(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:
+    """Read a command line; ``--some-option`` is taken for ``--some_option``.
+
+    Raises:
+        UserError: an unknown option (with the nearest), a value of the wrong type, something
+            missing, a configuration file that cannot be read.
+    """
+    spelled = [_with_underscores(argument) for argument in argv]
+    try:
+        return parser.parse_args(spelled)
+    except argparse.ArgumentError as error:
+        known = [name for action in parser._actions for name in action.option_strings]
+        line = in_one_line(error, [name for name in known if name.startswith("--")])
+        raise UserError(f"{line} ({parser.prog} --help lists the options)") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"the configuration cannot be read: {error}") from None
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; ``auto`` is the accelerator there is, else the CPU.
+
+    Raises:
+        UserError: no such device here.
+    """
+    if name == "auto":
+        found = torch.accelerator.current_accelerator(check_available=True)
+        return found or torch.device("cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0].partition(" device type at start")[0]
+        raise UserError(f"device {name!r} cannot be used: {reason}; try auto or cpu") from None
+
+
+def _with_underscores(argument: str) -> str:
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument[2:].partition("=")
+    return f"--{name.replace('-', '_')}{equals}{value}"

@@ -1,0 +1,191 @@
+"""The data of a run: a named set or an image folder, and the loaders of its two parts."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+from torch import Tensor
+
+from . import catalogue
+from .errors import UserError, nearest
+from .folders import read_folder
+from .image_sets import (
+    ArrayImages,
+    CatalogueImages,
+    FileImages,
+    Framing,
+    ImageLoader,
+    ImageSet,
+)
+from .images import image_transform, list_images, read_image
+from .sampling import EpochSampler
+
+__all__ = [
+    "DataOptions",
+    "ImageData",
+    "ImageLoader",
+    "ImageSet",
+    "image_transform",
+    "list_images",
+    "load_data",
+    "read_image",
+    "train_loader",
+    "val_loader",
+]
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Which images, and how they are put into batches.
+
+    Args:
+        data: Data set: digits (built in), cifar10, cifar100, fashion_mnist, mnist, kmnist, usps,
+            svhn, stl10, food101, oxford_pets, dtd, imagenette; or a folder with
+            train/<class>/... and val/<class>/..., or with <class>/...
+        data_root: Folder where downloaded data sets are kept.
+        download: Download a data set that is not there.
+        batch_size: Images a batch, in each process.
+        workers: Processes that prepare batches; 0 prepares them in the training process.
+        image_size: Height and width in pixels; by default the data set's, 224 for a folder.
+        augment: Random crops and, unless mirrored images mean something else, flips.
+        val_fraction: Share of each class held out of a folder that has no val/.
+        seed: Decides the order of the images, their crops and flips, and a folder's split.
+    """
+
+    data: str = "digits"
+    data_root: Path = Path("~/.cache/senet/data")
+    download: bool = True
+    batch_size: int = 64
+    workers: int = 0
+    image_size: int | None = None
+    augment: bool = True
+    val_fraction: float = 0.2
+    seed: int = 7
+
+    def __post_init__(self) -> None:
+        for name, value, least in (
+            ("batch_size", self.batch_size, 1),
+            ("workers", self.workers, 0),
+            ("image_size", 8 if self.image_size is None else self.image_size, 8),
+        ):
+            if value < least:
+                raise UserError(f"{name} is {value}; it must be at least {least}")
+        if not (math.isfinite(self.val_fraction) and 0 < self.val_fraction < 1):
+            raise UserError(f"val_fraction is {self.val_fraction}; it must lie between 0 and 1")
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A data set ready for use.
+
+    Args:
+        train: The training images; ``train[epoch, index]`` is float32 (3, H, W) and a label.
+        val: The held-out images, ``val[index]``; ``val.source(index)`` is uint8 as stored.
+        classes: Names by label.
+        image_size: H and W in pixels.
+        mean: Subtracted from each channel (of 1).
+        std: Divided by.
+        eval_transform: What ``val`` does to an image: Pillow or uint8 (3, h, w) → (3, H, W).
+    """
+
+    train: ImageSet
+    val: ImageSet
+    classes: tuple[str, ...]
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    eval_transform: Callable[[Image.Image | Tensor], Tensor]
+
+
+def load_data(options: DataOptions) -> ImageData:
+    """Find, download or read what ``options.data`` names.
+
+    A known name is that data set; anything else is a folder (write ``./digits`` for a folder of
+    such a name). Raises ``UserError`` where there is neither, the data set is absent and cannot
+    be downloaded, or the folder does not hold images by class.
+    """
+    name = options.data
+    if name in catalogue.CATALOGUE:
+        return _named(name, options)
+    folder = Path(name).expanduser()
+    if not folder.is_dir() and os.sep not in name and not name.startswith((".", "~")):
+        raise UserError(
+            f"unknown data set {name!r}, and no folder of that name; "
+            f"{nearest(name, catalogue.CATALOGUE)}"
+        )
+    return _from_folder(folder, options)
+
+
+def _framings(
+    options: DataOptions, size: int, mean: tuple[float, ...], std: tuple[float, ...], flip: bool
+) -> tuple[Framing, Framing]:
+    train = Framing(size, mean, std, augment=options.augment, flip=flip, seed=options.seed)
+    return train, Framing(size, mean, std)
+
+
+def _named(name: str, options: DataOptions) -> ImageData:
+    entry = catalogue.CATALOGUE[name]
+    size = options.image_size or entry.image_size
+    framings = _framings(options, size, entry.mean, entry.std, entry.flip)
+    train: ImageSet
+    val: ImageSet
+    if name == "digits":
+        classes = entry.classes
+        parts = catalogue.digit_arrays(size)
+        train, val = (ArrayImages(*part, f) for part, f in zip(parts, framings, strict=True))
+    else:
+        root = options.data_root.expanduser()
+        opened = catalogue.open_entry(name, root, download=options.download)
+        classes = catalogue.class_names(name, opened[0])
+        train, val = (
+            CatalogueImages(name, part, framing)
+            if entry.in_files
+            else ArrayImages(*catalogue.arrays(part), framing)
+            for part, framing in zip(opened, framings, strict=True)
+        )
+    transform = image_transform(size, entry.mean, entry.std)
+    return ImageData(train, val, classes, size, entry.mean, entry.std, transform)
+
+
+def _from_folder(folder: Path, options: DataOptions) -> ImageData:
+    split = read_folder(folder, val_fraction=options.val_fraction, seed=options.seed)
+    size = options.image_size or 224
+    mean, std = catalogue.IMAGENET_MEAN, catalogue.IMAGENET_STD
+    framings = _framings(options, size, mean, std, True)
+    return ImageData(
+        FileImages(split.train_paths, split.train_labels, framings[0]),
+        FileImages(split.val_paths, split.val_labels, framings[1]),
+        split.classes,
+        size,
+        mean,
+        std,
+        image_transform(size, mean, std),
+    )
+
+
+def train_loader(data: ImageData, options: DataOptions) -> ImageLoader:
+    """Shuffled, augmented batches: images float32 (N, 3, H, W) and labels int64 (N,).
+
+    Order and augmentation depend on the seed, the epoch (``loader.sampler.set_epoch``) and the
+    image's index only. An incomplete last batch is left out where there is a complete one: all
+    steps see as many images, and BatchNorm never a single one.
+    """
+    sampler = EpochSampler(len(data.train), seed=options.seed, shuffle=True)
+    return ImageLoader(
+        data.train,
+        sampler,
+        batch_size=options.batch_size,
+        workers=options.workers,
+        drop_last=len(sampler) >= options.batch_size,
+    )
+
+
+def val_loader(data: ImageData, options: DataOptions) -> ImageLoader:
+    """The held-out images in order, all of them, each as evaluation sees it."""
+    sampler = EpochSampler(len(data.val), seed=options.seed, shuffle=False)
+    return ImageLoader(data.val, sampler, batch_size=options.batch_size, workers=options.workers)

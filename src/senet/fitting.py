@@ -1,0 +1,395 @@
+"""The training loop: Lightning around a network, an optimizer and a schedule."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import signal
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import lr_scheduler
+from torch.utils.data import DataLoader
+from torchmetrics.classification import MulticlassAccuracy
+
+from .checkpoints import LAST, EpochRow, RunRecorder, WholeFiles
+from .errors import UserError
+from .options import TrainOptions
+from .sampling import mix
+
+__all__ = ["Classifier", "fit", "seed_everything"]
+
+
+@dataclass(frozen=True)
+class EpochMetrics:
+    """What `Classifier` measured in an epoch, over all devices."""
+
+    train_loss: float
+    val_loss: float
+    val_top1: float
+    val_top5: float
+    lr: float
+    images: int
+
+
+def seed_everything(*words: int) -> None:
+    """Make Python's, NumPy's and PyTorch's global generators a function of ``words``."""
+    seed = int(mix(*words)[0] >> np.uint64(32))
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+class Classifier(LightningModule):
+    """A network that learns to classify images.
+
+    Batches are (images, labels): float (N, 3, H, W) and int64 (N,). The state holds the network
+    only, under ``model.``.
+
+    Args:
+        model: (N, 3, H, W) → logits (N, classes).
+        options: optimizer, schedule and loss are taken from them.
+        classes: how many there are.
+        steps: optimizer steps an epoch.
+    """
+
+    def __init__(
+        self, model: nn.Module, options: TrainOptions, *, classes: int, steps: int
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.options = options
+        self.steps = steps
+        self.top1 = MulticlassAccuracy(classes, average="micro", validate_args=False)
+        self.top5 = MulticlassAccuracy(
+            classes, average="micro", top_k=min(5, classes), validate_args=False
+        )
+        self._train = _Losses()
+        self._val = _Losses()
+        self._lr = 0.0
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (N, classes) of images (N, 3, H, W)."""
+        logits: Tensor = self.model(images)
+        return logits
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """The optimizer of the options and its schedule, stepped after every batch."""
+        optimizer = make_optimizer(self.model, self.options)
+        schedule = make_schedule(optimizer, self.options, self.steps)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+    def on_train_epoch_start(self) -> None:
+        """Begin the mean of the epoch's loss anew."""
+        self._train = _Losses()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Seed the epoch's chance (dropout, drop path) from its number alone.
+
+        Here and not at the epoch's start, because the loader's iterator draws from the global
+        generator too, in a resumed run before the epoch starts and otherwise after.
+        """
+        if batch_idx == 0:
+            seed_everything(self.options.seed, self.current_epoch, self.global_rank)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """The loss of a batch; the one before must have been finite.
+
+        One step late, because asking a GPU for a number makes it wait. Nothing is written
+        between two batches, so no file ever sees the damage.
+        """
+        self._train.check_last("training loss", self.global_step)
+        images, labels = batch
+        loss = F.cross_entropy(self(images), labels, label_smoothing=self.options.label_smoothing)
+        self._train.add(loss, len(images))
+        self._lr = self.trainer.optimizers[0].param_groups[0]["lr"]
+        if self.trainer.progress_bar_callback is not None and batch_idx % 10 == 0:
+            self.log("loss", loss, prog_bar=True, logger=False)
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        """Look at the last training loss of the epoch, and begin the validation's anew."""
+        self._train.check_last("training loss", self.global_step)
+        self._val = _Losses()
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Count loss and accuracy of a batch."""
+        images, labels = batch
+        logits = self(images)
+        self._val.add(F.cross_entropy(logits.float(), labels), len(images))
+        self.top1.update(logits, labels)
+        self.top5.update(logits, labels)
+
+    def epoch_metrics(self) -> EpochMetrics:
+        """What the epoch came to, and the start of the next count; call on all devices alike.
+
+        Raises:
+            UserError: the validation loss is not finite.
+        """
+        train_sum, images = self._over_devices(self._train.totals())
+        val_sum, val_images = self._over_devices(self._val.totals())
+        if not np.isfinite(val_sum):
+            raise _not_finite("validation loss", self.global_step)
+        metrics = EpochMetrics(
+            train_loss=train_sum / images,
+            val_loss=val_sum / val_images,
+            val_top1=self.top1.compute().item(),
+            val_top5=self.top5.compute().item(),
+            lr=self._lr,
+            images=int(images),
+        )
+        self.top1.reset()
+        self.top5.reset()
+        return metrics
+
+    def _over_devices(self, totals: tuple[float, int]) -> tuple[float, float]:
+        if self.trainer.world_size == 1:
+            return totals
+        summed = self.trainer.strategy.reduce(
+            torch.tensor(totals, device=self.device), reduce_op="sum"
+        )
+        return summed[0].item(), summed[1].item()
+
+
+class _Losses:
+    """Mean losses of batches, left on the device until they are asked for."""
+
+    def __init__(self) -> None:
+        self._losses: list[Tensor] = []
+        self._counts: list[int] = []
+
+    def add(self, loss: Tensor, count: int) -> None:
+        self._losses.append(loss.detach())
+        self._counts.append(count)
+
+    def check_last(self, what: str, step: int) -> None:
+        """Raise `UserError` where the last loss is not finite."""
+        if self._losses and not torch.isfinite(self._losses[-1]):
+            raise _not_finite(what, step)
+
+    def totals(self) -> tuple[float, int]:
+        """The sum over the images, and their number."""
+        losses = torch.stack(self._losses).double().cpu()
+        return float(losses @ torch.tensor(self._counts).double()), sum(self._counts)
+
+
+def _not_finite(what: str, step: int) -> UserError:
+    return UserError(
+        f"{what} is not finite at step {step}: stopped, and the best epoch so far is as it was; "
+        "try a lower --lr, a longer --warmup_epochs, --clip_norm 1, or look at the data"
+    )
+
+
+def make_optimizer(model: nn.Module, options: TrainOptions) -> torch.optim.Optimizer:
+    """SGD or AdamW over the parameters that are trained.
+
+    With ``decay_norms`` off, parameters of one dimension (biases, the affine of norms) are a
+    group of their own without weight decay.
+    """
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups: list[dict[str, Any]] = [{"params": trained}]
+    if not options.decay_norms:
+        groups = [
+            {"params": [p for p in trained if p.ndim > 1]},
+            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+    lr, decay = options.peak_lr, options.weight_decay
+    if options.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=lr, weight_decay=decay)
+    return torch.optim.SGD(
+        groups,
+        lr=lr,
+        momentum=options.momentum,
+        nesterov=options.nesterov,
+        weight_decay=decay,
+    )
+
+
+def make_schedule(
+    optimizer: torch.optim.Optimizer, options: TrainOptions, steps: int
+) -> lr_scheduler.LRScheduler:
+    """Warm-up and schedule in optimizer steps, ``steps`` an epoch.
+
+    Milestones count from the beginning of the run. Cosine takes the epochs that warm-up leaves.
+    """
+    total = options.epochs * steps
+    warmup = min(round(options.warmup_epochs * steps), total - 1)
+    parts: list[lr_scheduler.LRScheduler] = []
+    if warmup:
+        parts.append(lr_scheduler.LinearLR(optimizer, options.warmup_factor, total_iters=warmup))
+    if options.schedule == "step":
+        milestones = [epoch * steps for epoch in options.milestones]
+        parts.append(lr_scheduler.MultiStepLR(optimizer, milestones, options.gamma))
+        return lr_scheduler.ChainedScheduler(parts, optimizer)
+    parts.append(lr_scheduler.CosineAnnealingLR(optimizer, total - warmup))
+    return lr_scheduler.SequentialLR(optimizer, parts, [warmup] if warmup else [])
+
+
+def make_trainer(
+    options: TrainOptions,
+    directory: Path,
+    *,
+    export: Callable[[EpochRow], None],
+    report: Callable[[EpochRow], None],
+    bar: bool = False,
+) -> Trainer:
+    """Lightning's trainer, which keeps a run directory up to date.
+
+    Args:
+        options: the run's.
+        directory: the run directory.
+        export: called with the row of every new best epoch, to write the model's weights.
+        report: called with the row of every epoch.
+        bar: show Lightning's progress bar.
+
+    Raises:
+        UserError: no such accelerator, or not here.
+    """
+    recorder = RunRecorder(directory, export=export, report=report)
+    limit = options.limit_batches
+    with _quiet_lightning():
+        try:
+            trainer = Trainer(
+                accelerator=options.accelerator,
+                devices=options.devices,
+                precision=options.precision,
+                max_epochs=options.epochs,
+                gradient_clip_val=options.clip_norm,
+                limit_train_batches=limit,
+                limit_val_batches=limit,
+                num_sanity_val_steps=0,
+                use_distributed_sampler=False,
+                benchmark=True,
+                logger=_tensorboard(directory) if options.tensorboard else False,
+                callbacks=[recorder, *([_Bar(refresh_rate=4)] if bar else [])],
+                enable_progress_bar=bar,
+                enable_model_summary=False,
+                default_root_dir=directory,
+                plugins=[WholeFiles()],
+            )
+        except (MisconfigurationException, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"cannot train with accelerator={options.accelerator}, devices={options.devices}, "
+                f"precision={options.precision}: {reason}"
+            ) from error
+    cores = os.cpu_count() or 1
+    if isinstance(trainer.accelerator, CPUAccelerator) and trainer.num_devices > cores:
+        raise UserError(
+            f"devices is {trainer.num_devices}, each a process of its own on this CPU, which has "
+            f"{cores} cores"
+        )
+    return trainer
+
+
+def fit(
+    trainer: Trainer,
+    model: nn.Module,
+    train_loader: DataLoader[Any],
+    val_loader: DataLoader[Any],
+    options: TrainOptions,
+    directory: Path,
+    *,
+    classes: int,
+) -> list[EpochRow]:
+    """Train ``model``, from the last checkpoint in ``directory`` if there is one.
+
+    Args:
+        trainer: as `make_trainer` made it for the same directory.
+        model: (N, 3, H, W) → logits (N, classes); trained in place.
+        train_loader: batches (images, labels); its sampler's ``set_epoch`` is called.
+        val_loader: batches (images, labels).
+        options: the run's.
+        directory: the run directory.
+        classes: how many there are.
+
+    Returns:
+        The row of every epoch of the run, those before a resumption too.
+
+    Raises:
+        UserError: a loss that is not finite, a checkpoint that cannot be read.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; what was finished is on the disk.
+    """
+    steps = min(len(train_loader), options.limit_batches or len(train_loader))
+    module = Classifier(model.train(), options, classes=classes, steps=steps)
+    last = directory / LAST
+    with _quiet_lightning(), _interruptible():
+        trainer.fit(
+            module,
+            train_loader,
+            val_loader,
+            ckpt_path=last if last.exists() else None,
+            weights_only=True,
+        )
+    (recorder,) = (c for c in trainer.callbacks if isinstance(c, RunRecorder))
+    rows: list[EpochRow] = recorder.rows
+    return rows
+
+
+class _Bar(RichProgressBar):
+    """Lightning's bar with epochs counted from 1, as in metrics.csv."""
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return f"epoch {current_epoch + 1}/{self.trainer.max_epochs}"
+
+
+def _tensorboard(directory: Path) -> TensorBoardLogger:
+    return TensorBoardLogger(directory, name="tensorboard", version="")
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Leave Lightning's errors and drop its notes: which devices there are, tips, advice on
+    worker processes, which are an option here, and on directories, which are checked here.
+    """
+    loggers = [logging.getLogger(f"lightning.{part}") for part in ("pytorch", "fabric")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        for message in _NOTES:
+            warnings.filterwarnings("ignore", message)
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+_NOTES = (
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning 2.6 with torch ≥ 2.11
+    ".*does not have many workers",
+    ".*The number of training batches .* is smaller than the logging interval",
+    ".*Checkpoint directory .* exists and is not empty",
+)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Turn Lightning's exit on Ctrl-C and SIGTERM back into KeyboardInterrupt."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as stop:
+        raise KeyboardInterrupt from stop
+    finally:
+        # Lightning ignores the signal from the first Ctrl-C on, for good.
+        if handler is not None and signal.getsignal(signal.SIGINT) is not handler:
+            signal.signal(signal.SIGINT, handler)

@@ -1,0 +1,216 @@
+"""What a training run is made of: one flat set of options, on the command line and in YAML."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml  # type: ignore[import-untyped,unused-ignore]
+from jsonargparse import ArgumentParser
+
+from .errors import UserError, nearest
+
+__all__ = ["TrainOptions", "changed_option", "in_one_line", "options_yaml", "read_options"]
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Options of a training run.
+
+    Args:
+        model: Network: resnet20, se_resnet50, … (se_NAME is NAME with SE attached), timm/NAME or
+            se_timm/NAME for any of timm's.
+        data: Data set: digits (built in), cifar10, cifar100, fashion_mnist, … or a folder of
+            images, one sub-folder a class.
+        data_root: Where downloaded data sets are kept.
+        download: Fetch a data set that is not there yet.
+        image_size: Height and width the network sees, in pixels; null takes the data set's own.
+        val_fraction: Share of the images held out for validation where a data set has no
+            validation part of its own.
+        augment: Random crop and flip of the training images, as fits the data set.
+        batch_size: Images in a batch, on each device.
+        workers: Processes that load images; 0 loads them in the training process.
+        epochs: Passes over the training images.
+        seed: Decides initial weights, order of the images, augmentation and held-out images.
+        optimizer: sgd or adamw.
+        lr: Highest learning rate; null is 0.1 for sgd, 0.001 for adamw.
+        momentum: Momentum of sgd.
+        nesterov: Nesterov's form of momentum.
+        weight_decay: Weight decay; adamw decouples it from the gradient.
+        decay_norms: Decay biases and the parameters of norms too, as the paper does.
+        schedule: cosine falls to zero over the run; step multiplies by gamma at each milestone.
+        milestones: Epochs after which schedule step lowers the learning rate; [] keeps it constant.
+        gamma: Factor of each milestone.
+        warmup_epochs: Epochs, also fractions of one, over which the learning rate rises linearly
+            to lr first.
+        warmup_factor: The part of lr that warm-up begins at.
+        label_smoothing: Probability mass spread over all classes in the training loss.
+        clip_norm: Largest norm of the gradient, longer ones are scaled down; null leaves them.
+        pretrained: Start from timm's weights (timm/NAME and se_timm/NAME only).
+        placement: Where in a residual block SE goes: standard, pre, post, identity or inner.
+        reduction: SE's reduction ratio r.
+        min_hidden: Least width of SE's hidden layer; null is the network's own (4 for the thin
+            CIFAR networks, where one dead ReLU could freeze a gate, else 1).
+        bias: Biases in SE's two layers.
+        warm_start: SE starts out as the identity, so that the network begins as its plain twin.
+        precision: Arithmetic of training, in Lightning's words.
+        accelerator: auto, cpu, gpu, mps, …; auto takes the fastest there is.
+        devices: How many devices to train on; auto takes all.
+        twin: Train the network without SE too, in OUT/twin, and compare the two.
+        tensorboard: Write the metrics for TensorBoard too, in OUT/tensorboard.
+        limit_batches: Train and validate on no more than this many batches an epoch, to try
+            things out; null uses all.
+    """
+
+    model: str = "se_resnet20"
+    data: str = "digits"
+    data_root: str = "~/.cache/senet/data"
+    download: bool = True
+    image_size: int | None = None
+    val_fraction: float = 0.2
+    augment: bool = True
+    batch_size: int = 64
+    workers: int = 0
+    epochs: int = 4
+    seed: int = 7
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float | None = None
+    momentum: float = 0.9
+    nesterov: bool = True
+    weight_decay: float = 1e-4
+    decay_norms: bool = True
+    schedule: Literal["cosine", "step"] = "cosine"
+    milestones: tuple[int, ...] = (30, 60, 90)
+    gamma: float = 0.1
+    warmup_epochs: float = 0.5
+    warmup_factor: float = 0.1
+    label_smoothing: float = 0.0
+    clip_norm: float | None = None
+    pretrained: bool = False
+    placement: str = "standard"
+    reduction: float = 16
+    min_hidden: int | None = None
+    bias: bool = True
+    warm_start: bool = False
+    precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true"] = "32-true"
+    accelerator: str = "auto"
+    devices: int | Literal["auto"] = 1
+    twin: bool = False
+    tensorboard: bool = False
+    limit_batches: int | None = None
+
+    def __post_init__(self) -> None:
+        for names, fits, wanted in _RANGES:
+            for name in names:
+                value = getattr(self, name)
+                if value is not None and not fits(value):
+                    raise UserError(f"{name} is {value}, but must be {wanted}")
+        if self.nesterov and self.optimizer == "sgd" and self.momentum == 0:
+            raise UserError("nesterov needs a momentum above 0; turn it off or give a momentum")
+
+    @property
+    def peak_lr(self) -> float:
+        """The highest learning rate, also where ``lr`` leaves it to the optimizer."""
+        return self.lr if self.lr is not None else {"sgd": 0.1, "adamw": 1e-3}[self.optimizer]
+
+
+_RANGES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
+    (("epochs", "batch_size", "limit_batches", "image_size"), lambda v: v >= 1, "at least 1"),
+    (("workers", "seed", "weight_decay", "warmup_epochs"), lambda v: v >= 0, "0 or more"),
+    (("lr", "gamma", "clip_norm", "reduction"), lambda v: v > 0, "above 0"),
+    (("min_hidden",), lambda v: v >= 1, "at least 1"),
+    (("momentum", "label_smoothing"), lambda v: 0 <= v < 1, "in [0, 1)"),
+    (("val_fraction",), lambda v: 0 < v < 1, "between 0 and 1"),
+    (("warmup_factor",), lambda v: 0 < v <= 1, "above 0 and at most 1"),
+    (("milestones",), lambda v: all(m >= 1 for m in v) and list(v) == sorted(set(v)), "rising"),
+    (("devices",), lambda v: v == "auto" or v >= 1, "auto or at least 1"),
+)
+
+# What a resumed run may be given anew, because the result does not depend on it.
+_FREE = frozenset(
+    ("data_root", "download", "workers", "accelerator", "twin", "tensorboard"),
+)
+
+
+def changed_option(old: TrainOptions, new: TrainOptions) -> str | None:
+    """The first option in which ``new`` would lead to another result than ``old``, or None."""
+    for field in fields(TrainOptions):
+        if field.name not in _FREE and getattr(old, field.name) != getattr(new, field.name):
+            return field.name
+    return None
+
+
+def options_yaml(options: TrainOptions) -> str:
+    """The options as YAML that `read_options` and ``senet train --config`` take."""
+    return yaml.safe_dump(asdict(options), sort_keys=False)
+
+
+def read_options(path: Path) -> TrainOptions:
+    """The options in a YAML file; those it leaves out have their defaults.
+
+    Raises:
+        UserError: the file cannot be read, or names an unknown option, or an option has a value
+            of the wrong type.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(TrainOptions)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        if not isinstance(values, dict):
+            raise UserError("expected lines of the form `option: value`")
+        return TrainOptions(**parser.parse_object(values).as_dict())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"cannot read {path}: {' '.join(str(error).split())}") from None
+    except argparse.ArgumentError as error:
+        known = [field.name for field in fields(TrainOptions)]
+        raise UserError(f"{path}: {in_one_line(error, known)}") from None
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def in_one_line(error: Exception, known: Iterable[str]) -> str:
+    """What jsonargparse found wrong, in one line of plain words, with the nearest known option."""
+    text = " ".join(str(error).split())
+    unknown = re.search(
+        r"[Uu]nrecognized arguments: (\S+)|Option '([^']+)' is not accepted|Key '([^']+)'", text
+    )
+    if unknown:
+        name = next(group for group in unknown.groups() if group).split("=")[0]
+        dashes = "--" if name.startswith("--") else ""
+        names = [dashes + option.removeprefix("--") for option in known]
+        return f"unknown option {name}; {nearest(name, names, count=1)}".replace("'", "")
+    if missing := re.search(r"arguments are required: (.*)$", text):
+        given = {option.removeprefix("--") for option in known if option.startswith("--")}
+        names = missing[1].split(", ")
+        return f"missing: {', '.join(f'--{n}' if n in given else n.upper() for n in names)}"
+    key = re.search(r'Parser key "([^"]+)": (.*)$', text)
+    if key is None:
+        return text
+    wanted = re.search(r"Expected an? (.+?)\. Got value: (.*)$", key[2]) or re.search(
+        r"Subtypes: \[(.+?)\] Errors: .* Given value: (.*)$", key[2]
+    )
+    if wanted is None:
+        return f"option {key[1]}: {key[2]}"
+    return f"option {key[1]} is {wanted[2]}, but must be {_in_words(wanted[1])}"
+
+
+_WORDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "a text",
+    "NoneType": "null",
+    "tuple": "a list, such as [30, 60]",
+}
+
+
+def _in_words(type_text: str) -> str:
+    """``<class 'int'>, NoneType`` → a whole number or null; ``Literal['a', 'b']`` → a or b."""
+    text = re.sub(r"<class '([\w.]+)'>", r"\1", type_text).replace("typing.", "")
+    parts = re.sub(r"Literal\[(.+?)\]", r"\1", text).replace("'", "").split(", ")
+    *most, last = (_WORDS.get(part, part) for part in parts)
+    return f"{', '.join(most)} or {last}" if most else last

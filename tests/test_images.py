@@ -1,0 +1,241 @@
+"""senet.images: real files of many kinds, whole and broken."""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from generated import make_image
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torchvision.transforms import v2
+
+from senet.errors import UserError
+from senet.images import MAX_PIXELS, frame, image_transform, list_images, read_image
+
+
+def picture(width: int = 40, height: int = 30) -> Image.Image:
+    return make_image((width, height), 0.3, np.random.default_rng(0))
+
+
+def one_line(error: pytest.ExceptionInfo[UserError]) -> str:
+    text = str(error.value)
+    assert text
+    assert "\n" not in text
+    return text
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "I;16"])
+def test_png_of_every_mode_is_rgb(tmp_path: Path, mode: str) -> None:
+    if mode == "I;16":
+        image = Image.fromarray(np.full((30, 40), 0x80FF, np.uint16))
+    else:
+        image = picture().convert(mode)
+    image.save(tmp_path / "a.png")
+    pixels = read_image(tmp_path / "a.png")
+    assert pixels.shape == (3, 30, 40)
+    assert pixels.dtype == torch.uint8
+    expected = Image.new("RGB", (40, 30), (128,) * 3) if mode == "I;16" else image.convert("RGB")
+    assert torch.equal(pixels, torch.from_numpy(np.array(expected)).permute(2, 0, 1))
+
+
+@pytest.mark.parametrize(
+    ("mode", "suffix"),
+    [
+        ("CMYK", "tiff"),
+        ("YCbCr", "jpg"),
+        ("LAB", "tiff"),
+        ("I", "tiff"),
+        ("P", "gif"),
+        ("RGB", "bmp"),
+        ("L", "pgm"),
+        ("RGB", "webp"),
+        ("RGB", "JPEG"),
+    ],
+)
+def test_other_formats_are_rgb(tmp_path: Path, mode: str, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    picture().convert(mode).save(path)
+    pixels = read_image(path)
+    assert pixels.shape == (3, 30, 40)
+    close = torch.from_numpy(np.array(picture().convert("L"), dtype=np.float32))
+    grey = pixels.float().mean(dim=0)
+    assert (grey - close).abs().mean() < 25
+
+
+def test_transparent_parts_are_white(tmp_path: Path) -> None:
+    image = Image.new("RGBA", (4, 4), (10, 20, 30, 255))
+    image.putpixel((0, 0), (0, 0, 0, 0))
+    image.save(tmp_path / "a.png")
+    image.convert("P").save(tmp_path / "b.png", transparency=bytes([0] * 256))
+    pixels = read_image(tmp_path / "a.png")
+    assert pixels[:, 0, 0].tolist() == [255] * 3
+    assert pixels[:, 1, 1].tolist() == [10, 20, 30]
+    assert (read_image(tmp_path / "b.png") == 255).all()
+
+
+def test_pictures_are_turned_upright(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # held sideways
+    picture(40, 30).save(tmp_path / "a.png", exif=exif)
+    upright = torch.from_numpy(np.array(picture(40, 30).rotate(270, expand=True)))
+    assert torch.equal(read_image(tmp_path / "a.png"), upright.permute(2, 0, 1))
+
+
+def test_floating_point_images_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((3, 3), np.float32)).save(tmp_path / "a.tiff")
+    with pytest.raises(UserError, match="floating-point") as error:
+        read_image(tmp_path / "a.tiff")
+    one_line(error)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "gif", "tiff", "webp"])
+@pytest.mark.parametrize("part", [0.0, 0.02, 0.5, 0.9])
+def test_truncated_files_are_told(tmp_path: Path, suffix: str, part: float) -> None:
+    path = tmp_path / f"broken.{suffix}"
+    picture(200, 150).save(path)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(part * len(data))])
+    with pytest.raises(UserError, match=f"broken.{suffix}") as error:
+        read_image(path)
+    one_line(error)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "tiff", "webp"])
+def test_damaged_bytes_never_raise_anything_else(tmp_path: Path, suffix: str) -> None:
+    whole = io.BytesIO()
+    picture().save(whole, {"jpg": "JPEG"}.get(suffix, suffix.upper()))
+    generator = random.Random(0)
+    path = tmp_path / f"a.{suffix}"
+    messages: list[str] = []
+    for _ in range(150):
+        data = bytearray(whole.getvalue())
+        for _ in range(generator.randint(1, 20)):
+            data[generator.randrange(len(data))] = generator.randrange(256)
+        path.write_bytes(data)
+        try:
+            pixels = read_image(path)
+        except UserError as error:
+            messages.append(str(error))
+        else:
+            assert pixels.dtype == torch.uint8
+            assert pixels.shape[0] == 3
+    assert messages
+    assert not any("\n" in message for message in messages)
+
+
+def test_what_is_no_image_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_text("not an image")
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "folder.png").mkdir()
+    os.mkfifo(tmp_path / "pipe.png")
+    for name, reason in (
+        ("a.png", "not an image"),
+        ("empty.png", "empty file"),
+        ("folder.png", "a folder"),
+        ("pipe.png", "not a file"),
+        ("absent.png", "no such file"),
+    ):
+        with pytest.raises(UserError, match=reason) as error:
+            read_image(tmp_path / name)
+        assert name in one_line(error)
+
+
+@pytest.mark.parametrize("side", [9_500, 30_000])
+def test_decompression_bombs_are_refused(tmp_path: Path, side: int) -> None:
+    assert side * side > MAX_PIXELS
+    path = tmp_path / "bomb.png"
+    bomb(path, side)
+    assert path.stat().st_size < 2_000_000
+    with pytest.raises(UserError, match="bomb") as error:
+        read_image(path)
+    assert "pixels" in one_line(error)
+
+
+def bomb(path: Path, side: int) -> None:
+    """A black PNG of side × side pixels, of one bit each, without making them here."""
+    import struct
+    import zlib
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    rows = zlib.compress(bytes((side // 8 + 2) * side))
+    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    )
+
+
+def test_listing(tmp_path: Path) -> None:
+    wanted = ["A.JPG", "b/c/d.webp", "b/e.png", "ü 1.jpeg"]
+    for name in [*wanted, ".hidden.png", ".cache/f.png", "notes.txt", "b/g.png.part"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "b" / "loop").symlink_to(tmp_path, target_is_directory=True)
+    assert [str(path.relative_to(tmp_path)) for path in list_images(tmp_path)] == wanted
+
+
+def test_listing_what_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such folder") as error:
+        list_images(tmp_path / "absent")
+    one_line(error)
+    (tmp_path / "a.txt").touch()
+    with pytest.raises(UserError, match="no images") as error:
+        list_images(tmp_path)
+    assert str(tmp_path) in one_line(error)
+
+
+@given(
+    height=st.integers(1, 400),
+    width=st.integers(1, 400),
+    size=st.integers(2, 64),
+    channels=st.sampled_from([1, 3]),
+)
+@settings(max_examples=60, deadline=None)
+def test_frame_fits_any_shape(height: int, width: int, size: int, channels: int) -> None:
+    pixels = torch.full((channels, height, width), 7, dtype=torch.uint8)
+    framed = frame(pixels, size)
+    assert framed.shape == (channels, size, size)
+    assert (framed == 7).all()  # no padding shows
+
+
+def test_frame_is_the_usual_crop_of_large_images() -> None:
+    pixels = torch.randint(0, 256, (3, 300, 400), dtype=torch.uint8)
+    usual = v2.Compose([v2.Resize(256, antialias=True), v2.CenterCrop(224)])
+    assert torch.equal(frame(pixels, 224), usual(pixels))
+
+
+def test_frame_keeps_small_images_whole() -> None:
+    pixels = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)
+    assert torch.equal(frame(pixels, 32), pixels)
+    assert torch.equal(frame(pixels, 64), v2.functional.resize(pixels, [64, 64], antialias=True))
+
+
+def test_frame_of_a_long_strip_stays_small() -> None:
+    strip = torch.zeros(3, 1, 200_000, dtype=torch.uint8)  # resized first: 39 GB
+    assert frame(strip, 224).shape == (3, 224, 224)
+
+
+def test_image_transform() -> None:
+    transform = image_transform(16, (0.5, 0.4, 0.3), (0.1, 0.2, 0.4))
+    image = Image.new("RGB", (30, 20), (51, 102, 204))
+    out = transform(image)
+    assert out.shape == (3, 16, 16)
+    assert out.dtype == torch.float32
+    torch.testing.assert_close(out[:, 3, 5], torch.tensor([-3.0, 0.0, 1.25]))
+    as_tensor = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    assert torch.equal(transform(as_tensor), out)
+    assert torch.equal(
+        transform(image.convert("L").convert("RGB"))[0], transform(image.convert("L"))[0]
+    )
+    with pytest.raises(ValueError, match="uint8"):
+        transform(torch.zeros(3, 16, 16))
