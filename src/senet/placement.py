@@ -156,6 +156,10 @@ def _place(
 ) -> _Gated | Skipped:
     """The tensor that a placement gates in a transformation, and the module to wrap."""
     end = graph.nodes[what.end]
+    if end.channels is None:
+        return Skipped(
+            what.path, f"which dimension of its end {end.shape} is channels is not clear"
+        )
     if placement == "inner":
         return _inner(graph, modules, what)
     if placement == "standard" or what.kind != "residual":

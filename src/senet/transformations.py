@@ -155,6 +155,8 @@ def _residual(
         region = regions[term]
         if any((region >> other.join) & 1 for other in found):
             return Skipped(path, "a long skip, its branch holds transformations of its own")
+        if _goes_up(graph, region):
+            return Skipped(path, "a skip of an encoder-decoder, its branch goes down and up again")
         if gate := _existing_gate(graph, region):
             return Skipped(gate.module or path, "an existing SE block or channel gate in a branch")
         end = _before_scaling(graph, term)
@@ -248,29 +250,51 @@ def _concatenated(
     path = node.module or "the model itself"
     if any((t.region >> node.index) & 1 for t in found if t.kind != "dense"):
         return None  # part of a transformation that is recalibrated as a whole
-    start = graph.common_ancestor(terms)
+    if _runs(graph, terms):
+        return _dense(graph, node, terms, found)
+    # What the module took in and passes on (a skip into a later block) is no branch of its own.
+    taken = {i for call in graph.calls_by_path.get(node.module, ()) for i in call.inputs}
+    branches = [t for t in terms if t not in taken]
+    whole_input = len(taken) == 1 and len(branches) == len(terms) - 1
+    start = graph.common_ancestor(terms if whole_input else branches or terms)
     if start is None:
         return Skipped(path, "a concatenation of separate inputs")
-    if any(other != t and (graph.ancestors[other] >> t) & 1 for t in terms for other in terms):
-        return _dense(graph, node, terms, found)
     regions = {term: graph.between(start, term) for term in terms}
     whole = 0
-    for bits in regions.values():
-        whole |= bits
+    for term in branches:
+        whole |= regions[term]
     if any((whole >> other.join) & 1 for other in found):
         return Skipped(path, "a concatenation whose branches hold transformations of their own")
-    convolved = [t for t in terms if _convolutions(graph, regions[t])]
+    if _goes_up(graph, whole):
+        return Skipped(path, "a skip of an encoder-decoder, its branch goes down and up again")
+    convolved = [t for t in branches if _convolutions(graph, regions[t])]
     if not convolved:
         return Skipped(path, "a concatenation without a convolution in its branches")
     if gate := _existing_gate(graph, whole):
         return Skipped(gate.module or path, "an existing SE block or channel gate in a branch")
     if len(convolved) == 1:
         return _beside_identity(graph, node, start, convolved[0], regions, terms)
+    if not any((graph.ancestors[start] >> i) & 1 for i in taken) or not node.module:
+        return Skipped(path, "a concatenation of what was made in different modules")
     end = _after_shuffling(graph, node.index)
-    if not _single_input_module(graph, end, start):
-        return Skipped(path, "a concatenation that is no module of one input (a decoder's, say)")
     region = graph.between(start, end)
     return [Transformation("inception", start, end, end, region, (), path)]
+
+
+def _goes_up(graph: Graph, bits: int) -> bool:
+    ups = ("interpolate", "upsample", "pixel_shuffle")
+    return any(n.op in ups or n.op.startswith("conv_transpose") for n in graph.members(bits))
+
+
+def _runs(graph: Graph, terms: tuple[int, ...]) -> bool:
+    """A running concatenation: a term was made from a concatenation of the terms before it."""
+    first = min(terms)
+    return any(
+        inner.kind == "cat" and any((graph.ancestors[inner.index] >> t) & 1 for t in terms)
+        for term in terms
+        if term != first
+        for inner in graph.members(graph.between(first, term))
+    )
 
 
 def _beside_identity(
@@ -317,13 +341,6 @@ def _after_shuffling(graph: Graph, index: int) -> int:
             return index
         index = after[0]
     return index
-
-
-def _single_input_module(graph: Graph, end: int, start: int) -> bool:
-    for call in graph.producers.get(end, ()):
-        if call.path and len(call.inputs) == 1 and (graph.ancestors[start] >> call.inputs[0]) & 1:
-            return True
-    return False
 
 
 # ---------------------------------------------------------------------------- plain stacks

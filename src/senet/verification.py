@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from .block import SqueezeExcite
 from .insertion import PLAN_ATTRIBUTE
-from .norm import Recalibrated
+from .norm import Recalibrated, recalibrated_modules
 
 __all__ = ["BlockCheck", "VerificationError", "verify"]
 
@@ -139,14 +139,15 @@ def _blocks(model: nn.Module) -> list[tuple[str, SqueezeExcite]]:
 
 
 def _lost(model: nn.Module) -> list[str]:
-    """Sites of a noted plan where no wrapper is any more."""
+    """Sites of a noted plan that no wrapper holds any more."""
     problems = []
     for prefix, owner in model.named_modules():
-        plan = getattr(owner, PLAN_ATTRIBUTE, None)
+        plan = getattr(owner, PLAN_ATTRIBUTE, None) or ()
+        held = {wrapper.site for _, wrapper in recalibrated_modules(owner)} if plan else set()
         modules = dict(owner.named_modules(remove_duplicate=False)) if plan else {}
-        for site in plan or ():
-            now = modules.get(site.path)
-            if not isinstance(now, Recalibrated):
+        for site in plan:
+            if site not in held:
+                now = modules.get(site.path)
                 what = "nothing" if now is None else f"a {type(now).__name__}"
                 path = f"{prefix}.{site.path}" if prefix else site.path
                 problems.append(
