@@ -54,8 +54,8 @@ def plan(
         placement: which tensor of a residual block is gated, one of `PLACEMENTS`.
         reduction: r, or a mapping from stage numbers or path globs to r.
         sites: keep only these: a glob over paths, a stage number, a predicate, or several.
-        scope: only modules below this path; None means "backbone" where the model has one,
-            else everything.
+        scope: only modules below this path. None means the backbone alone where the model has
+            a module of that name (a detector, say), else everything, as "" always does.
         hidden, min_hidden, divisor, bias, gate, activation, squeeze: see
             `senet.block.BlockOptions`.
 
@@ -84,7 +84,32 @@ def plan(
         activation=activation,
         squeeze=squeeze,
     )
-    scope = _scope(model, scope)
+    whole = _whole_plan(model, input_size, example_inputs, scope, placement, options, reduction)
+    return whole if sites is None else whole.select(sites)
+
+
+def _whole_plan(
+    model: nn.Module,
+    input_size: tuple[int, ...] | None,
+    example_inputs: Any,
+    scope: str | None,
+    placement: str,
+    options: BlockOptions,
+    reduction: Reduction,
+) -> Plan:
+    backbone = getattr(model, "backbone", None)
+    if scope is None and isinstance(backbone, nn.Module):
+        if example_inputs is None:
+            # A backbone takes images; what stands around it (a detector) may want much more.
+            size = default_input_size(model) if input_size is None else input_size
+            try:
+                inner = _whole_plan(backbone, size, None, "", placement, options, reduction)
+            except UserError:
+                inner = None  # not a backbone of images after all
+            if inner is not None:
+                return _below_prefix(inner, "backbone")
+        scope = "backbone"
+    scope = _checked_scope(model, scope or "")
     inputs, keywords = _inputs(model, input_size, example_inputs)
     graph = trace(model, inputs, keywords)
     modules = dict(model.named_modules(remove_duplicate=False))
@@ -94,13 +119,17 @@ def plan(
         placed = _place(graph, modules, transformation, placement)
         if isinstance(placed, Skipped):
             skipped.append(placed)
-            continue
-        if _below(placed.path, scope):
+        elif _below(placed.path, scope):
             chosen.append(_site(graph, placed, transformation, placement, options, reduction))
     skipped += _plain_units(graph, transformations)
     size = graph.nodes[0].shape[1:] if graph.nodes else ()
-    whole = Plan(tuple(chosen), tuple(e for e in skipped if _below(e.path, scope)), size)
-    return whole if sites is None else whole.select(sites)
+    return Plan(tuple(chosen), tuple(e for e in skipped if _below(e.path, scope)), size)
+
+
+def _below_prefix(inner: Plan, prefix: str) -> Plan:
+    sites = tuple(replace(site, path=f"{prefix}.{site.path}") for site in inner.sites)
+    skipped = tuple(replace(entry, path=f"{prefix}.{entry.path}") for entry in inner.skipped)
+    return replace(inner, sites=sites, skipped=skipped)
 
 
 def default_input_size(model: nn.Module) -> tuple[int, ...]:
@@ -112,9 +141,7 @@ def default_input_size(model: nn.Module) -> tuple[int, ...]:
     return (3, 224, 224)
 
 
-def _scope(model: nn.Module, scope: str | None) -> str:
-    if scope is None:
-        return "backbone" if isinstance(getattr(model, "backbone", None), nn.Module) else ""
+def _checked_scope(model: nn.Module, scope: str) -> str:
     names = [name for name, _ in model.named_modules()]
     if scope not in names:
         raise UserError(f"the model has no module {scope!r} for scope=; {nearest(scope, names)}")
