@@ -132,7 +132,7 @@ def adopt(model: Network) -> Network:
     left as it is, with a warning that says so.
 
     Raises:
-        UserError: the model has none of these blocks.
+        UserError: the model has none of these blocks, or is one itself.
 
     >>> import torchvision
     >>> network = adopt(torchvision.models.mobilenet_v3_small())
@@ -144,6 +144,11 @@ def adopt(model: Network) -> Network:
         for path, module in model.named_modules()
         if _qualified(module) in _KNOWN
     ]
+    if found and found[0][1] is model:
+        raise UserError(
+            f"the model itself is an SE block ({type(model).__name__}), which cannot be replaced "
+            "in place; adopt the network that it is in"
+        )
     left: dict[str, str] = {}
     adopted: dict[str, tuple[nn.Module, AdoptedSqueezeExcite]] = {}
     for path, module, anatomy in found:

@@ -116,6 +116,19 @@ class BlockOptions:
         return 1.0 / _GATE_AT_ZERO[self.gate]
 
 
+# `torch.fx` knows no ranks: the two steps that ask for one are single nodes of its graphs.
+
+
+@torch.fx.wrap
+def _squeeze(u: Tensor, kind: str) -> Tensor:
+    return functional.squeeze(u, kind)
+
+
+@torch.fx.wrap
+def _scale(u: Tensor, s: Tensor) -> Tensor:
+    return functional.scale(u, s)
+
+
 class SqueezeExcite(nn.Module):
     """The SE block: x̃ = u · σ(W₂ δ(W₁ squeeze(u) + b₁) + b₂), equations 2 to 4 of the paper.
 
@@ -203,25 +216,27 @@ class SqueezeExcite(nn.Module):
         return self._recalibrate(u)
 
     def _recalibrate(self, u: Tensor) -> Tensor:
-        return functional.scale(u, self.gates(u))
+        return _scale(u, self.gates(u))
 
     def gates(self, u: Tensor) -> Tensor:
         """s for u of (N, C, S₁, …): (N, C), or u's shape where nothing is squeezed."""
-        tracing = torch.jit.is_tracing()  # there a comparison of shapes is a warning
+        # In a jit trace a comparison of shapes is a warning, on a symbolic tensor an error.
+        tracing = torch.jit.is_tracing() or isinstance(u, torch.fx.Proxy)
         if not tracing and (u.dim() < 2 or u.shape[1] != self.channels):
             raise ValueError(
                 f"this SE block gates {self.channels} channels, got a tensor {tuple(u.shape)}"
             )
         options = self.options
-        z = functional.squeeze(u, options.squeeze)
+        everywhere = options.squeeze == "none"
+        z = _squeeze(u, options.squeeze)
+        z = z.movedim(1, -1) if everywhere else z
         # The layers are called, not their weights read, so that whatever is hung on them or put
         # in their place (hooks, sharding, low-rank adapters) takes part.
-        z = z if z.dim() == 2 else z.movedim(1, -1)
         hidden = self.fc1(z)
         if options.bottleneck:
             hidden = functional.ACTIVATIONS[options.activation](hidden)
         s = functional.GATES[options.gate](self.fc2(hidden))
-        s = s if s.dim() == 2 else s.movedim(-1, 1)
+        s = s.movedim(-1, 1) if everywhere else s
         # Under autocast the linear layers come out in half precision; the gate takes u's dtype.
         s = s.to(u.dtype)
         return s if options.gate_scale == 1.0 else s * options.gate_scale

@@ -8,6 +8,7 @@ any Python in the forward is allowed; the model itself is never touched.
 from __future__ import annotations
 
 import copy
+import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -298,12 +299,17 @@ def _kind(op: str) -> str:
     return "pool" if "pool" in op else _KINDS.get(op, "other")
 
 
-def _channel_dim(op: str, kind: str, args: tuple[Any, ...], like: Node, rank: int) -> int | None:
+def _channel_dim(
+    op: str, kind: str, args: tuple[Any, ...], like: Node, shape: tuple[int, ...]
+) -> int | None:
     """Where the channels are, given where they were in the first argument."""
+    rank = len(shape)
     if kind == "conv" or (kind == "norm" and op != "layer_norm"):
         return 1
-    if kind in ("linear",) or op == "layer_norm":
+    if kind == "linear" or op == "layer_norm":
         return rank - 1
+    if op in ("view", "reshape", "flatten"):
+        return _reshaped_channel_dim(like, shape)
     if like.channel_dim is None:
         return None
     if op == "permute":
@@ -312,9 +318,19 @@ def _channel_dim(op: str, kind: str, args: tuple[Any, ...], like: Node, rank: in
     if op == "transpose":
         swapped = {args[1] % rank: args[2] % rank, args[2] % rank: args[1] % rank}
         return swapped.get(like.channel_dim, like.channel_dim)
-    if op in ("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "getitem"):
-        return like.channel_dim if rank == len(like.shape) else None
     return like.channel_dim if rank == len(like.shape) else None
+
+
+def _reshaped_channel_dim(before: Node, shape: tuple[int, ...]) -> int | None:
+    """Channels stay where they are if nothing moves, and are the second dimension again where
+    groups of them, (N, groups, C / groups, …), are joined (a channel shuffle)."""
+    if shape == before.shape:
+        return before.channel_dim
+    spatial = len(shape) - 2
+    if spatial < 1 or len(before.shape) <= spatial or shape[0] != before.shape[0]:
+        return None
+    joined = math.prod(before.shape[1:-spatial]) == shape[1]
+    return 1 if joined and before.shape[-spatial:] == shape[-spatial:] else None
 
 
 class _Recorder(TorchFunctionMode):
@@ -384,7 +400,7 @@ class _Recorder(TorchFunctionMode):
                 continue
             known = [p for p in map(self.nodes.__getitem__, parents) if p.channel_dim is not None]
             like = next((p for p in known if len(p.shape) == tensor.dim()), self.nodes[parents[0]])
-            dim = _channel_dim(op, kind, args, like, tensor.dim())
+            dim = _channel_dim(op, kind, args, like, tuple(tensor.shape))
             kernel, groups = _convolution(args, kwargs) if kind == "conv" else ((), 1)
             self._add(tensor, op, kind, parents, dim, kernel, groups)
         return result

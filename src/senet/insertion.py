@@ -131,17 +131,21 @@ def detach(model: Network) -> Network:
     with the weights they have by now.
 
     Raises:
-        UserError: the model has no attached block.
+        UserError: the model has no attached block, or is one itself.
     """
     found = dict(recalibrated_modules(model))
+    if "" in found:
+        raise UserError(
+            "the model itself is what senet.recalibrate made; its .norm is the original"
+        )
     if not return_adopted(model) and not found:
         raise UserError(
             f"{type(model).__name__} has no SE that was attached or adopted; nothing to detach"
         )
     for path, wrapper in reversed(found.items()):
         _replace(model, wrapper, wrapper.norm, path)
-    if hasattr(model, PLAN_ATTRIBUTE):
-        delattr(model, PLAN_ATTRIBUTE)
+    for module in model.modules():  # the model may have been put into another one since
+        vars(module).pop(PLAN_ATTRIBUTE, None)
     return model
 
 

@@ -60,6 +60,8 @@ class TrainOptions:
         precision: Arithmetic of training, in Lightning's words.
         accelerator: auto, cpu, gpu, mps, …; auto takes the fastest there is.
         devices: How many devices to train on; auto takes all.
+        threads: CPU threads of a training process; null is PyTorch's choice, the cores. Small
+            networks on a busy machine are many times faster with 1.
         twin: Train the network without SE too, in OUT/twin, and compare the two.
         tensorboard: Write the metrics for TensorBoard too, in OUT/tensorboard.
         limit_batches: Train and validate on no more than this many batches an epoch, to try
@@ -99,11 +101,15 @@ class TrainOptions:
     precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true"] = "32-true"
     accelerator: str = "auto"
     devices: int | Literal["auto"] = 1
+    threads: int | None = None
     twin: bool = False
     tensorboard: bool = False
     limit_batches: int | None = None
 
     def __post_init__(self) -> None:
+        for field in fields(self):  # 16 and 16.0 are one value, and are written alike
+            if field.type == "float":
+                object.__setattr__(self, field.name, float(getattr(self, field.name)))
         for names, fits, wanted in _RANGES:
             for name in names:
                 value = getattr(self, name)
@@ -119,7 +125,11 @@ class TrainOptions:
 
 
 _RANGES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
-    (("epochs", "batch_size", "limit_batches", "image_size"), lambda v: v >= 1, "at least 1"),
+    (
+        ("epochs", "batch_size", "limit_batches", "image_size", "threads"),
+        lambda v: v >= 1,
+        "at least 1",
+    ),
     (("workers", "seed", "weight_decay", "warmup_epochs"), lambda v: v >= 0, "0 or more"),
     (("lr", "gamma", "clip_norm", "reduction"), lambda v: v > 0, "above 0"),
     (("min_hidden",), lambda v: v >= 1, "at least 1"),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -60,8 +61,9 @@ def train(
     """Train a network and leave a run directory.
 
     Writes config.yaml, metrics.csv, checkpoints/last.ckpt and best.ckpt, and the best epoch's
-    weights as model.safetensors with model.json. On the CPU the result is a function of
-    ``options``: a run that was stopped at any moment and resumed ends with the same bits.
+    weights as model.safetensors with model.json. On the CPU, with a given number of threads,
+    the result is a function of ``options``: a run that was stopped at any moment and resumed
+    ends with the same bits.
     With ``options.twin`` the plain twin is trained after it, in ``out/twin``, and the two are
     compared in comparison.json and comparison.md.
 
@@ -80,15 +82,16 @@ def train(
     """
     out = Path(out)
     plain = plain_twin(options) if options.twin else None
-    result = _train_one(options, out, resume=resume, bar=bar, say=say)
-    if plain is None:
-        return result
-    _train_one(plain, out / TWIN, resume=resume, bar=bar, say=say)
-    from .twins import compare, write_comparison
+    with _threads(options.threads):
+        result = _train_one(options, out, resume=resume, bar=bar, say=say)
+        if plain is None:
+            return result
+        _train_one(plain, out / TWIN, resume=resume, bar=bar, say=say)
+        from .twins import compare, write_comparison
 
-    comparison = compare(
-        out, out / TWIN, batch_size=options.batch_size, device=_device(options.accelerator)
-    )
+        comparison = compare(
+            out, out / TWIN, batch_size=options.batch_size, device=_device(options.accelerator)
+        )
     write_comparison(comparison, out)
     return replace(result, comparison=comparison)
 
@@ -283,3 +286,14 @@ def _device(accelerator: str) -> torch.device:
     """Where costs are measured: the kind of device that was trained on."""
     found = torch.accelerator.current_accelerator(check_available=True)
     return found if found is not None and accelerator != "cpu" else torch.device("cpu")
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """PyTorch with so many CPU threads, for a while."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

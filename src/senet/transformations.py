@@ -15,6 +15,7 @@ from .sites import Skipped
 
 __all__ = ["Transformation", "find_transformations", "unit_end"]
 
+_SLICING = {"getitem", "split", "chunk", "narrow", "split_with_sizes", "tensor_split"}
 _REARRANGING = {"permute", "transpose", "view", "reshape", "contiguous", "movedim", "swapaxes"}
 
 
@@ -112,9 +113,10 @@ def _convolutions(graph: Graph, bits: int) -> list[Node]:
 
 
 def _projects_only(graph: Graph, bits: int) -> bool:
-    """One convolution and no non-linearity: a projection, not a transformation."""
-    kinds = [node.kind for node in graph.members(bits)]
-    return kinds.count("conv") <= 1 and "activation" not in kinds
+    """One convolution and no non-linearity after it: a projection, not a transformation."""
+    convolutions = _convolutions(graph, bits)
+    after = graph.descendants[convolutions[0].index] & bits if convolutions else bits
+    return len(convolutions) <= 1 and all(n.kind != "activation" for n in graph.members(after))
 
 
 def _residual(
@@ -148,7 +150,10 @@ def _residual(
     if not shortcuts:
         each = ", ".join(str(counts[t]) for t in terms)
         return Skipped(path, f"a sum with no shortcut (convolutions in its terms: {each})")
-    if any(_narrows(graph, start, regions[t]) for t in shortcuts):
+    # Where a slice of the branch's end is added to one of the shortcut, the sum is of parts
+    # (DPN's other part is concatenated); slices that enter the branch make it Res2Net's.
+    part = all(graph.nodes[t].op in _SLICING for t in branches)
+    if not part and any(_narrows(graph, start, regions[t]) for t in shortcuts):
         return Skipped(path, "a sum of slices of one tensor, no shortcut around it")
     results = []
     for term in branches:
@@ -222,7 +227,8 @@ def _before_scaling(graph: Graph, term: int) -> int:
     while True:
         scaled = node.kind == "mul" and len(set(node.parents)) == 1
         rearranged = node.op in _REARRANGING and node.channel_dim is not None
-        if not (scaled or node.kind == "drop" or rearranged):
+        sliced = node.op in _SLICING and node.module == graph.nodes[term].module
+        if not (scaled or node.kind == "drop" or rearranged or sliced):
             break
         node = graph.nodes[node.parents[0]]
         if node.channel_dim is None or node.kind == "input":
@@ -276,7 +282,10 @@ def _concatenated(
         return _beside_identity(graph, node, start, convolved[0], regions, terms)
     if not any((graph.ancestors[start] >> i) & 1 for i in taken) or not node.module:
         return Skipped(path, "a concatenation of what was made in different modules")
-    end = _after_shuffling(graph, node.index)
+    if any(t != u and (graph.ancestors[u] >> t) & 1 for t in branches for u in branches):
+        end = _after_aggregation(graph, node)
+    else:
+        end = _after_shuffling(graph, node.index)
     region = graph.between(start, end)
     return [Transformation("inception", start, end, end, region, (), path)]
 
@@ -333,6 +342,28 @@ def _dense(
     return results or Skipped(path, "a running concatenation without new convolved features")
 
 
+def _after_aggregation(graph: Graph, node: Node) -> int:
+    """One-shot aggregation (VoVNet): the 1×1 units of its block that take the concatenation."""
+    inside, beside = f"{node.module}.", node.module.rpartition(".")[0] + "."
+    end = node
+    while len(after := graph.consumers[end.index]) == 1:
+        conv = graph.nodes[after[0]]
+        if conv.kind != "conv" or set(conv.kernel) != {1}:
+            break
+        # In the block itself, or in its module for the branches (then the unit stands beside it).
+        if not conv.module.startswith(inside) and not (
+            conv.module.startswith(beside) and _is_list_of_branches(graph, node)
+        ):
+            break
+        end = unit_end(graph, conv)
+    return end.index
+
+
+def _is_list_of_branches(graph: Graph, node: Node) -> bool:
+    """The module of a concatenation returns it as it is: it holds the branches alone."""
+    return any(call.path == node.module for call in graph.producers.get(node.index, ()))
+
+
 def _after_shuffling(graph: Graph, index: int) -> int:
     """Walk on over a channel shuffle, which only renames channels, to a module's output."""
     while index not in graph.producers:
@@ -347,28 +378,35 @@ def _after_shuffling(graph: Graph, index: int) -> int:
 
 
 def unit_end(graph: Graph, conv: Node) -> Node:
-    """The end of the unit that a convolution begins: itself, its norm, or its activation."""
-    end = conv
-    for kind in ("norm", "activation"):
-        after = graph.consumers[end.index]
-        if len(after) == 1 and graph.nodes[after[0]].kind == kind:
-            end = graph.nodes[after[0]]
+    """The end of the unit that a convolution begins: norm and activation, in either order."""
+    end, wanted = conv, {"norm", "activation"}
+    while len(after := graph.consumers[end.index]) == 1 and graph.nodes[after[0]].kind in wanted:
+        end = graph.nodes[after[0]]
+        wanted.discard(end.kind)
     return end
 
 
 def _chain(graph: Graph) -> Iterator[Transformation]:
-    """conv(-norm)(-activation) units; a depthwise unit belongs to the pointwise one after it."""
+    """conv(-norm)(-activation) units; where there are depthwise + pointwise pairs, each pair."""
+    units: list[tuple[Node, Node]] = []
+    depthwise: dict[int, Node] = {}
     for conv in graph.nodes:
-        if conv.kind != "conv":
+        end = unit_end(graph, conv)
+        # Neither norm nor activation (an embedding, a head), or nothing to squeeze: no unit.
+        if conv.kind != "conv" or end == conv or all(n == 1 for n in end.positions):
             continue
-        end = unit_end(graph, conv).index
-        before_pointwise = any(
-            graph.nodes[i].kind == "conv" and set(graph.nodes[i].kernel) == {1}
-            for i in graph.consumers[end]
-        )
-        if conv.groups > 1 and conv.groups == conv.channels and before_pointwise:
-            continue
-        if end == conv.index or all(n == 1 for n in graph.nodes[end].positions):
-            continue  # no norm, no activation (an embedding, a head), or nothing to squeeze
-        start = conv.parents[0]
-        yield Transformation("chain", start, end, end, graph.between(start, end), (), conv.module)
+        if conv.groups > 1 and conv.groups == conv.channels:
+            depthwise[end.index] = conv
+        else:
+            units.append((conv, end))
+    pairs = [
+        (depthwise[conv.parents[0]], end)
+        for conv, end in units
+        if conv.parents[0] in depthwise and set(conv.kernel) == {1}
+    ]
+    if pairs:  # what comes before the first pair is a stem (MobileNet v1)
+        units = [unit for unit in units if unit[0].index > pairs[0][0].index]
+    for conv, end in units:
+        start = depthwise.get(conv.parents[0], conv).parents[0]
+        region = graph.between(start, end.index)
+        yield Transformation("chain", start, end.index, end.index, region, (), conv.module)

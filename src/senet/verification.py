@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from .block import SqueezeExcite
+from .errors import UserError
 from .insertion import PLAN_ATTRIBUTE
 from .norm import Recalibrated, recalibrated_modules
 
 __all__ = ["BlockCheck", "VerificationError", "verify"]
 
 
-class VerificationError(RuntimeError):
+class VerificationError(UserError):
     """A block of the network is not wired; the message names it and the usual cause."""
 
 
@@ -93,6 +94,7 @@ def verify(model: nn.Module, x: Any) -> list[BlockCheck]:
 
     Raises:
         VerificationError: naming the block and the usual cause.
+        UserError: the model cannot be copied; sharded ones (FSDP) cannot.
     """
     model = _innermost(model)
     blocks = dict(_blocks(model))
@@ -159,7 +161,7 @@ def _lost(model: nn.Module) -> list[str]:
 
 def _prepared(model: nn.Module) -> nn.Module:
     """A trainable float32 copy whose zeros do not hide a path."""
-    twin = copy.deepcopy(model).float().eval()
+    twin = _copied(model).float().eval()
     for module in twin.modules():
         if hasattr(module, "running_mean"):
             module.train()  # batch statistics keep a deep, untrained network in range
@@ -170,6 +172,17 @@ def _prepared(model: nn.Module) -> nn.Module:
     for _, block in _blocks(twin):
         nn.init.kaiming_normal_(block.fc2.weight, mode="fan_out", nonlinearity="sigmoid")
     return twin
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:  # each kind of sharding refuses in its own way
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"{type(model).__name__} cannot be copied ({reason}); "
+            "verify a model before it is sharded or otherwise tied to its process"
+        ) from error
 
 
 def _run(twin: nn.Module, x: Any) -> _Watch:
