@@ -81,19 +81,22 @@ class WholeFiles(TorchCheckpointIO):
         """Read a checkpoint with ``weights_only=True``, whatever is asked for.
 
         Raises:
-            UserError: the file is missing, cut short, not a checkpoint, or holds objects that
-                would have to be executed.
+            UserError: the file is missing, cut short, not a checkpoint of a run, or holds
+                objects that would have to be executed.
         """
+        path = Path(path)
+        if not path.is_file():
+            raise UserError(f"{path}: no such checkpoint")
+        with path.open("rb") as file:
+            if file.read(2) != b"PK":  # what torch.save writes is a zip archive
+                raise UserError(f"{path} is not a checkpoint of senet: {_START_AGAIN}")
         try:
             checkpoint = torch.load(path, map_location=map_location, weights_only=True)
-        except FileNotFoundError:
-            raise UserError(f"{path}: no such checkpoint") from None
         except UnpicklingError:
             raise UserError(f"{path} is not a checkpoint of senet: {_START_AGAIN}") from None
-        except (RuntimeError, EOFError, OSError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(f"{path} cannot be read ({reason}): {_START_AGAIN}") from None
-        if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        except Exception as error:  # a damaged archive raises nearly every type there is
+            raise UserError(f"{path} is cut short or damaged: {_START_AGAIN}") from error
+        if not isinstance(checkpoint, dict) or not _records(checkpoint):
             raise UserError(f"{path} is not a checkpoint of senet: {_START_AGAIN}")
         return checkpoint
 
@@ -192,8 +195,7 @@ def read_rows(run: Path) -> list[EpochRow]:
     path = run / LAST
     if not path.exists():
         return []
-    callbacks = WholeFiles().load_checkpoint(path).get("callbacks", {})
-    return _rows_of(callbacks.get(RunRecorder.__qualname__, {}))
+    return _rows_of(_records(WholeFiles().load_checkpoint(path)))
 
 
 def write_metrics(run: Path, rows: list[EpochRow]) -> None:
@@ -206,5 +208,11 @@ def write_metrics(run: Path, rows: list[EpochRow]) -> None:
     atomic_write(run / METRICS, lambda file: file.writelines([data]))
 
 
+def _records(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """The state of `RunRecorder` in a checkpoint; empty in one that is not ours."""
+    state: dict[str, Any] = checkpoint.get("callbacks", {}).get(RunRecorder.__qualname__, {})
+    return state
+
+
 def _rows_of(state: dict[str, Any]) -> list[EpochRow]:
-    return [EpochRow(**row) for row in state.get("rows", [])]
+    return [EpochRow(**row) for row in state["rows"]]

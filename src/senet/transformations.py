@@ -113,10 +113,10 @@ def _convolutions(graph: Graph, bits: int) -> list[Node]:
 
 
 def _projects_only(graph: Graph, bits: int) -> bool:
-    """One convolution and no non-linearity after it: a projection, not a transformation."""
+    """One convolution, or a depthwise and a pointwise one, and no non-linearity after it."""
     convolutions = _convolutions(graph, bits)
     after = graph.descendants[convolutions[0].index] & bits if convolutions else bits
-    return len(convolutions) <= 1 and all(n.kind != "activation" for n in graph.members(after))
+    return len(convolutions) <= 2 and all(n.kind != "activation" for n in graph.members(after))
 
 
 def _residual(
@@ -318,6 +318,9 @@ def _beside_identity(
     if _projects_only(graph, regions[term]) or len(_convolutions(graph, regions[term])) < 2:
         return Skipped(path, "a stem or downsample path, one convolution beside a pooling")
     others = tuple(t for t in terms if t != term)
+    pooled = [n for t in others for n in graph.members(regions[t]) if n.kind == "pool"]
+    if any(1.5 * n.positions[-1] > graph.nodes[n.parents[0]].positions[-1] for n in pooled):
+        return Skipped(path, "a stem, a branch beside a pooling that keeps the size")
     end = _before_scaling(graph, term)
     return [Transformation("residual", start, end, node.index, regions[term], others, path)]
 
