@@ -35,7 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"senet {__version__}")
         return 0
     try:
-        return _run(arguments[0], arguments[1:])
+        status = _run(arguments[0], arguments[1:])
+        sys.stdout.flush()  # here, where a reader that has left can be dealt with
+        return status
     except UserError as error:
         print(f"senet: error: {error}", file=sys.stderr)
         return 2

@@ -28,6 +28,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from .checkpoints import LAST, EpochRow, RunRecorder, WholeFiles
 from .errors import UserError
+from .insertion import se_parameters
 from .options import TrainOptions
 from .sampling import mix
 
@@ -198,18 +199,22 @@ def _not_finite(what: str, step: int) -> UserError:
 
 
 def make_optimizer(model: nn.Module, options: TrainOptions) -> torch.optim.Optimizer:
-    """SGD or AdamW over the parameters that are trained.
+    """SGD or AdamW over the parameters that are trained, those of SE blocks in groups of their own.
 
-    With ``decay_norms`` off, parameters of one dimension (biases, the affine of norms) are a
-    group of their own without weight decay.
+    With ``decay_norms`` off, parameters of one dimension (biases, the affine of norms) are in
+    groups of their own without weight decay.
     """
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups: list[dict[str, Any]] = [{"params": trained}]
-    if not options.decay_norms:
-        groups = [
-            {"params": [p for p in trained if p.ndim > 1]},
-            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-        ]
+    groups: list[dict[str, Any]] = []
+    for group in se_parameters(model):
+        trained = [p for p in group["params"] if p.requires_grad]
+        own = {"lr": options.se_lr} if group["name"] == "se" and options.se_lr else {}
+        if options.decay_norms:
+            groups.append({"params": trained} | own)
+        else:
+            groups.append({"params": [p for p in trained if p.ndim > 1]} | own)
+            flat = [p for p in trained if p.ndim <= 1]
+            groups.append({"params": flat, "weight_decay": 0.0} | own)
+    groups = [group for group in groups if group["params"]]
     lr, decay = options.peak_lr, options.weight_decay
     if options.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=lr, weight_decay=decay)

@@ -51,11 +51,14 @@ class TrainOptions:
         label_smoothing: Probability mass spread over all classes in the training loss.
         clip_norm: Largest norm of the gradient, longer ones are scaled down; null leaves them.
         pretrained: Start from timm's weights (timm/NAME and se_timm/NAME only).
+        init: Run directory whose weights the network starts from; a plain run's fit its SE twin
+            too, and with warm_start it then begins with just that run's accuracy.
         placement: Where in a residual block SE goes: standard, pre, post, identity or inner.
         reduction: SE's reduction ratio r.
         min_hidden: Least width of SE's hidden layer; null is the network's own (4 for the thin
             CIFAR networks, where one dead ReLU could freeze a gate, else 1).
         bias: Biases in SE's two layers.
+        se_lr: Learning rate of the SE blocks; null is the network's.
         warm_start: SE starts out as the identity, so that the network begins as its plain twin.
         precision: Arithmetic of training, in Lightning's words.
         accelerator: auto, cpu, gpu, mps, …; auto takes the fastest there is.
@@ -93,10 +96,12 @@ class TrainOptions:
     label_smoothing: float = 0.0
     clip_norm: float | None = None
     pretrained: bool = False
+    init: str | None = None
     placement: str = "standard"
     reduction: float = 16
     min_hidden: int | None = None
     bias: bool = True
+    se_lr: float | None = None
     warm_start: bool = False
     precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true"] = "32-true"
     accelerator: str = "auto"
@@ -131,7 +136,7 @@ _RANGES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
         "at least 1",
     ),
     (("workers", "seed", "weight_decay", "warmup_epochs"), lambda v: v >= 0, "0 or more"),
-    (("lr", "gamma", "clip_norm", "reduction"), lambda v: v > 0, "above 0"),
+    (("lr", "se_lr", "gamma", "clip_norm", "reduction"), lambda v: v > 0, "above 0"),
     (("min_hidden",), lambda v: v >= 1, "at least 1"),
     (("momentum", "label_smoothing"), lambda v: 0 <= v < 1, "in [0, 1)"),
     (("val_fraction",), lambda v: 0 < v < 1, "between 0 and 1"),

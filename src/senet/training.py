@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from . import models, runs
+from .block import SqueezeExcite
 from .data import DataOptions, ImageData, load_data, train_loader, val_loader
 from .errors import UserError
 from .insertion import attached_plan
@@ -82,6 +83,8 @@ def train(
     """
     out = Path(out)
     plain = plain_twin(options) if options.twin else None
+    if plain is not None and options.init and runs.read_card(Path(options.init)).plan is not None:
+        raise UserError(f"twin needs a plain run to start both from; init {options.init} has SE")
     with _threads(options.threads):
         result = _train_one(options, out, resume=resume, bar=bar, say=say)
         if plain is None:
@@ -118,6 +121,8 @@ def _train_one(
     data = load_data(data_options)
     seed_everything(options.seed)
     model = build(options, num_classes=len(data.classes))
+    if options.init is not None:
+        start_from(model, Path(options.init), options.model)
     blocks = check_wiring(model, data)
     trainer = make_trainer(
         options,
@@ -213,6 +218,7 @@ def plain_twin(options: TrainOptions) -> TrainOptions:
         min_hidden=untouched.min_hidden,
         bias=untouched.bias,
         warm_start=untouched.warm_start,
+        se_lr=untouched.se_lr,
     )
 
 
@@ -230,13 +236,37 @@ def build(options: TrainOptions, *, num_classes: int) -> nn.Module:
     )
 
 
+def start_from(model: nn.Module, run: Path, name: str) -> None:
+    """Give a network the weights of a run, of the same network or of its plain twin.
+
+    Raises:
+        UserError: the run holds another network, other classes, or SE blocks of another kind.
+    """
+    card = runs.read_card(run)
+    theirs, ours = card.plan, runs.plan_of(model)
+    if theirs is not None and (ours is None or theirs["sites"] != ours["sites"]):
+        raise UserError(
+            f"init {run} holds {card.name} with SE blocks of other options than {name} here; "
+            "give the same options, or start from a plain run"
+        )
+    try:
+        model.load_state_dict(runs.load(run).state_dict())
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise UserError(
+            f"init {run} holds {card.name} with {card.num_classes} classes, whose weights do not "
+            f"fit {name} here: {reason}"
+        ) from None
+
+
 def check_wiring(model: nn.Module, data: ImageData) -> int:
     """Verify every SE block on a few images of the data set; return how many there are.
 
     Raises:
         VerificationError: a block does not take part in forward or backward as planned.
     """
-    if attached_plan(model) is None:
+    blocks = any(isinstance(module, SqueezeExcite) for module in model.modules())
+    if not blocks and attached_plan(model) is None:
         return 0
     images = torch.stack([data.val[i][0] for i in range(min(4, len(data.val)))])
     return len(verify(model, images))
@@ -256,7 +286,7 @@ def describe(options: TrainOptions, model: nn.Module, data: ImageData, blocks: i
 def progress_line(row: EpochRow, epochs: int) -> str:
     """An epoch in a line."""
     return (
-        f"epoch {row.epoch:>{len(str(epochs))}}/{epochs}  train loss {row.train_loss:.4f}  "
+        f"epoch {row.epoch:>{len(str(epochs))}}/{epochs}  loss {row.train_loss:.4f}  "
         f"val loss {row.val_loss:.4f}  top-1 {row.val_top1:7.2%}  "
         f"{row.seconds:.1f} s  {row.images_per_second:,.0f} images/s"
     )

@@ -1,0 +1,181 @@
+"""`senet train`'s loop against a bare PyTorch loop: images a second, in turn, in one process.
+
+    python benchmarks/trainer.py
+
+Both train the same network from the same weights on the same batches, from the same kind of
+loader, with the same optimizer and schedule; validation and checkpoints are outside the clock of
+both. The two, and the bare loop once more as a control (A/A), run in turn, a few epochs' worth
+of batches each; a round gives one ratio. The table and ``results/trainer.csv`` have the medians
+of the rounds, with the quartiles as spread. The bar is a ratio of 0.95.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import csv
+import datetime
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+from torch.nn import functional as F
+
+from senet.data import ImageData, load_data, train_loader, val_loader
+from senet.fitting import fit, make_optimizer, make_schedule, make_trainer, seed_everything
+from senet.options import TrainOptions
+from senet.training import build, data_options_of
+
+RESULTS = Path(__file__).parent / "results" / "trainer.csv"
+BAR = 0.95
+CASES = (
+    TrainOptions(model="resnet20", batch_size=32, epochs=1),
+    TrainOptions(model="se_resnet20", batch_size=64, epochs=1),
+    TrainOptions(model="se_resnet20", batch_size=64, epochs=1, image_size=32),
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """What both loops are given."""
+
+    options: TrainOptions
+    data: ImageData
+    model: nn.Module
+
+
+def ours(case: Case) -> float:
+    """Images a second of `senet train`'s loop, as its metrics.csv has it."""
+    options = data_options_of(case.options)
+    with tempfile.TemporaryDirectory() as place:
+        trainer = make_trainer(
+            case.options, Path(place), export=lambda row: None, report=lambda row: None
+        )
+        (row,) = fit(
+            trainer,
+            copy.deepcopy(case.model),
+            train_loader(case.data, options),
+            val_loader(case.data, options),
+            case.options,
+            Path(place),
+            classes=len(case.data.classes),
+        )
+    return row.images_per_second
+
+
+def bare(case: Case) -> float:
+    """Images a second of the loop one writes by hand."""
+    model = copy.deepcopy(case.model).train()
+    loader = train_loader(case.data, data_options_of(case.options))
+    optimizer = make_optimizer(model, case.options)
+    schedule = make_schedule(optimizer, case.options, len(loader))
+    seed_everything(case.options.seed, 0, 0)
+    images = 0
+    begin = time.perf_counter()
+    for x, labels in loader:
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), labels).backward()
+        optimizer.step()
+        schedule.step()
+        images += len(x)
+    return images / (time.perf_counter() - begin)
+
+
+def measure(case: Case, rounds: int) -> dict[str, list[float]]:
+    """Images a second of each contestant in each round; the order turns with the rounds."""
+    contestants: dict[str, Callable[[Case], float]] = {"ours": ours, "bare": bare, "again": bare}
+    speeds: dict[str, list[float]] = {name: [] for name in contestants}
+    names = list(contestants)
+    for number in range(-1, rounds):  # the first round warms up
+        for name in names[number % 3 :] + names[: number % 3]:
+            speed = contestants[name](case)
+            if number >= 0:
+                speeds[name].append(speed)
+    return speeds
+
+
+def quartiles(speeds: list[float], others: list[float]) -> tuple[float, float, float]:
+    """Lower quartile, median and upper quartile of the rounds' ratios."""
+    ratios = [a / b for a, b in zip(speeds, others, strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    return low, middle, high
+
+
+def processor() -> str:
+    """The name of the CPU, where the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0]} ({os.cpu_count()} cores)" if names else platform.machine()
+
+
+def row_of(case: Case, speeds: dict[str, list[float]], rounds: int) -> dict[str, object]:
+    low, ratio, high = quartiles(speeds["ours"], speeds["bare"])
+    control_low, control, control_high = quartiles(speeds["again"], speeds["bare"])
+    return {
+        "date": datetime.date.today().isoformat(),
+        "device": processor(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "lightning": version("lightning"),
+        "threads": torch.get_num_threads(),
+        "model": case.options.model,
+        "image_size": case.data.image_size,
+        "batch_size": case.options.batch_size,
+        "rounds": rounds,
+        "bare_images_per_second": round(statistics.median(speeds["bare"]), 1),
+        "senet_images_per_second": round(statistics.median(speeds["ours"]), 1),
+        "ratio": round(ratio, 4),
+        "ratio_quartiles": f"{low:.4f}-{high:.4f}",
+        "control": round(control, 4),
+        "control_quartiles": f"{control_low:.4f}-{control_high:.4f}",
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=15, help="rounds a case")
+    parser.add_argument(
+        "--threads", type=int, nargs="+", default=[1, torch.get_num_threads()], help="CPU threads"
+    )
+    parser.add_argument("--out", type=Path, default=RESULTS, help="the CSV file")
+    given = parser.parse_args()
+    rows = []
+    for threads in dict.fromkeys(given.threads):
+        torch.set_num_threads(threads)
+        for options in CASES:
+            options = replace(options, accelerator="cpu", threads=threads)
+            data = load_data(data_options_of(options))
+            seed_everything(options.seed)
+            case = Case(options, data, build(options, num_classes=len(data.classes)))
+            rows.append(row_of(case, measure(case, given.rounds), given.rounds))
+    columns = ("threads", "model", "image_size", "batch_size", "bare_images_per_second")
+    shown = (*columns, "senet_images_per_second", "ratio", "ratio_quartiles", "control")
+    table = Table(title=f"senet train over a bare loop; the bar is {BAR}")
+    for name in (*shown, "control_quartiles"):
+        table.add_column(name.replace("_", " "), justify="right")
+    for row in rows:
+        table.add_row(*(str(row[name]) for name in (*shown, "control_quartiles")))
+    Console().print(table)
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    with given.out.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    print(f"written: {given.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""Known architectures by name, without memory for their weights, and a few written out here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import timm
+import torch
+import torchvision
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from senet import Plan, plan
+
+__all__ = ["INPUT_SIZES", "OWN", "build_on_meta", "plan_of"]
+
+INPUT_SIZES = {
+    "torchvision/inception_v3": (3, 299, 299),
+    "torchvision/r3d_18": (3, 16, 112, 112),
+    "torchvision/r2plus1d_18": (3, 16, 112, 112),
+    "torchvision/mc3_18": (3, 16, 112, 112),
+    "torchvision/s3d": (3, 16, 224, 224),
+    "resnet_1d": (12, 256),
+    "tdnn": (24, 100),
+    "shufflenet_v1": (24, 32, 32),
+}
+"""(C, …) of those that do not take the usual image."""
+
+
+def build_on_meta(name: str, **options: Any) -> nn.Module:
+    """ "timm/NAME", "torchvision/NAME" or a name of `OWN`, untrained, on the meta device."""
+    library, _, model = name.rpartition("/")
+    with _OnMeta():
+        if library == "timm":
+            return timm.create_model(model, **options)
+        if library == "torchvision":
+            if model in ("googlenet", "inception_v3"):
+                options["init_weights"] = False  # a truncated normal drawn for seconds
+            return torchvision.models.get_model(model, weights=None, **options)
+        return OWN[name]()
+
+
+def plan_of(name: str) -> Plan:
+    """Where SE goes in one of them."""
+    return plan(build_on_meta(name), input_size=INPUT_SIZES.get(name))
+
+
+class _OnMeta(TorchFunctionMode):
+    """Layers are made without memory; tensors that a network computes its widths with are real."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func in (torch.empty, torch.zeros, torch.ones):
+            kwargs["device"] = "meta"
+        return func(*args, **kwargs)
+
+
+class _Residual1d(nn.Module):
+    """The basic block of a 1-D ResNet, the shortcut as the first term of its sum."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv1d(inputs, outputs, 7, stride, 3, bias=False)
+        self.norm1 = nn.BatchNorm1d(outputs)
+        self.conv2 = nn.Conv1d(outputs, outputs, 7, 1, 3, bias=False)
+        self.norm2 = nn.BatchNorm1d(outputs)
+        same = inputs == outputs
+        self.shortcut = nn.Identity() if same else nn.Conv1d(inputs, outputs, 1, stride)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.norm2(self.conv2(self.norm1(self.conv1(x)).relu()))
+        return (self.shortcut(x) + y).relu()
+
+
+def _resnet_1d() -> nn.Module:
+    """As for electrocardiograms: twelve leads, thousands of samples."""
+    return nn.Sequential(
+        nn.Sequential(nn.Conv1d(12, 32, 15, 2, 7), nn.BatchNorm1d(32), nn.ReLU()),
+        nn.Sequential(_Residual1d(32, 32, 1), _Residual1d(32, 32, 1)),
+        nn.Sequential(_Residual1d(32, 64, 2), _Residual1d(64, 64, 1)),
+        nn.Sequential(nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(64, 5)),
+    )
+
+
+class _TimeDelayUnit(nn.Module):
+    """Convolution, ReLU and norm, in the order of Snyder et al. 2018."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, dilation: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(inputs, outputs, kernel, dilation=dilation)
+        self.relu = nn.ReLU(inplace=True)
+        self.norm = nn.BatchNorm1d(outputs)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.relu(self.conv(x)))
+
+
+class _Tdnn(nn.Module):
+    """An x-vector network: frame-level layers, then mean and deviation over time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers = [(24, 64, 5, 1), (64, 64, 3, 2), (64, 64, 3, 3), (64, 64, 1, 1), (64, 96, 1, 1)]
+        self.frames = nn.Sequential(*(_TimeDelayUnit(*layer) for layer in layers))
+        self.segment = nn.Linear(192, 32)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.frames(x)
+        return self.segment(torch.cat([x.mean(2), x.std(2)], 1))
+
+
+class _ShuffleUnit(nn.Module):
+    """ShuffleNet v1 with three groups: pooled and concatenated where it is strided, else added."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        made = outputs - inputs if stride > 1 else outputs
+        middle, self.stride = outputs // 4, stride
+        self.conv1 = nn.Conv2d(inputs, middle, 1, groups=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(middle)
+        self.conv2 = nn.Conv2d(middle, middle, 3, stride, 1, groups=middle, bias=False)
+        self.bn2 = nn.BatchNorm2d(middle)
+        self.conv3 = nn.Conv2d(middle, made, 1, groups=3, bias=False)
+        self.bn3 = nn.BatchNorm2d(made)
+        self.pool = nn.AvgPool2d(3, stride, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.bn1(self.conv1(x)).relu()
+        y = y.unflatten(1, (3, -1)).transpose(1, 2).flatten(1, 2)  # the channel shuffle
+        y = self.bn3(self.conv3(self.bn2(self.conv2(y))))
+        return (torch.cat([self.pool(x), y], 1) if self.stride > 1 else x + y).relu()
+
+
+def _shufflenet_v1() -> nn.Module:
+    """The first two stages, from where the stem leaves 24 channels."""
+    units = [(24, 240, 2), *((240, 240, 1),) * 3, (240, 480, 2), *((480, 480, 1),) * 3]
+    return nn.Sequential(*(_ShuffleUnit(*unit) for unit in units))
+
+
+OWN = {"resnet_1d": _resnet_1d, "tdnn": _Tdnn, "shufflenet_v1": _shufflenet_v1}
+"""Networks that neither library has."""

@@ -1,0 +1,78 @@
+"""The command line is a contract: options come and go on purpose, and --help tells each default."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from dataclasses import fields
+
+import pytest
+
+from senet.cli import COMMANDS, main
+from senet.options import TrainOptions
+
+OPTIONS = {
+    "train": {
+        *("config", "print_config", "out", "resume", "progress"),
+        *("model", "data", "data_root", "download", "image_size", "val_fraction", "augment"),
+        *("batch_size", "workers", "epochs", "seed", "optimizer", "lr", "momentum", "nesterov"),
+        *("weight_decay", "decay_norms", "schedule", "milestones", "gamma", "warmup_epochs"),
+        *("warmup_factor", "label_smoothing", "clip_norm", "pretrained", "placement"),
+        *("reduction", "min_hidden", "bias", "warm_start", "precision", "accelerator"),
+        *("devices", "threads", "twin", "tensorboard", "limit_batches"),
+    },
+    "evaluate": {"data", "part", "data_root", "batch_size", "workers", "device", "json"},
+    "predict": {"top", "device", "json"},
+    "plan": {"placement", "reduction", "min_hidden", "image_size", "json"},
+}
+REQUIRED = {"out", "run", "images", "name"}
+WITHOUT_DEFAULT = {"help", "config", "print_config", *REQUIRED}
+
+
+def help_of(command: str, capfd: pytest.CaptureFixture[str]) -> str:
+    capfd.readouterr()
+    assert main([command, "--help"]) == 0
+    out, err = capfd.readouterr()
+    assert err == ""
+    return " ".join(out.split())
+
+
+def test_every_command_is_known() -> None:
+    assert set(COMMANDS) == set(OPTIONS)
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+def test_options_are_these(command: str) -> None:
+    parser = importlib.import_module(COMMANDS[command][0]).parser()
+    names = {name for action in parser._actions for name in action.option_strings}
+    long = {name.removeprefix("--") for name in names if name.startswith("--")}
+    assert {name for name in long if not name.startswith("no_")} == {"help", *OPTIONS[command]}
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+def test_help_tells_every_option_and_its_default(
+    command: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    text = help_of(command, capfd)
+    parser = importlib.import_module(COMMANDS[command][0]).parser()
+    for action in parser._actions:
+        for name in action.option_strings:
+            assert name in text
+        if action.dest in REQUIRED:
+            continue
+        if action.dest not in WITHOUT_DEFAULT:
+            shown = re.escape("null" if action.default is None else str(action.default))
+            described = " ".join((action.help or "").replace("%%", "%").split())
+            assert described, action.dest
+            assert re.search(rf"{re.escape(described)} \([^()]*default: {shown}", text), action.dest
+    assert text.count("required") == sum(action.dest in REQUIRED for action in parser._actions)
+
+
+def test_training_options_have_a_line_and_a_default_each(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    text = help_of("train", capfd)
+    for field in fields(TrainOptions):
+        default = "null" if field.default is None else field.default
+        assert f"--{field.name}" in text
+        assert f"default: {default})" in text

@@ -1,0 +1,148 @@
+"""Two processes train attached networks together; what each finds goes to a JSON file.
+
+Usage: ordinary_parallel.py FOLDER, an empty one; it gets 0.json and 1.json.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from ordinary_networks import NETWORKS, attached, images, plain, run_and_count
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.fsdp.wrap import ModuleWrapPolicy
+from torch.multiprocessing import start_processes
+from torch.nn.parallel import DistributedDataParallel
+
+from senet import UserError, verify
+
+WORLD = 2
+_FSDP1 = "_fsdp_wrapped_module."
+
+
+def _reference(model: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """The output, and the gradients averaged over the processes, of an unwrapped model."""
+    output = model(x)
+    output.square().sum().backward()
+    gradients = {}
+    for name, parameter in model.named_parameters():
+        gradients[name] = parameter.grad / WORLD
+        dist.all_reduce(gradients[name])
+    return output, gradients
+
+
+def _error(actual: Tensor, expected: Tensor) -> float:
+    return ((actual - expected).abs().max() / expected.abs().max()).item()
+
+
+def _spread(value: Tensor) -> float:
+    """How far the processes are apart on a value, relative to its size."""
+    values = [torch.empty_like(value) for _ in range(WORLD)]
+    dist.all_gather(values, value.contiguous())
+    return _error(values[1], values[0])
+
+
+def _trained(
+    wrapped: nn.Module,
+    x: Tensor,
+    reference: tuple[Tensor, dict[str, Tensor]],
+    gradients: Callable[[], Mapping[str, Tensor]],
+) -> dict[str, Any]:
+    output, calls = run_and_count(wrapped, x)
+    output.square().sum().backward()
+    found = gradients()
+    return {
+        "calls": calls,
+        "output": _error(output, reference[0]),
+        "names": sorted(found) == sorted(reference[1]),
+        "gradient": max(_error(found[name], value) for name, value in reference[1].items()),
+        "spread": max(_spread(value) for value in found.values()),
+    }
+
+
+def _ddp(name: str, x: Tensor) -> dict[str, Any]:
+    reference = _reference(attached(name), x)
+    # Each process starts from weights of its own: DDP has to give all of them the first one's.
+    wrapped = DistributedDataParallel(attached(name, seed=dist.get_rank()))
+    found = _trained(
+        wrapped, x, reference, lambda: {n: p.grad for n, p in wrapped.module.named_parameters()}
+    )
+    # A second step: DDP raises here if a parameter took no part in the first.
+    wrapped(x).square().sum().backward()
+    return found | {"verified": len(verify(wrapped, x))}
+
+
+def _fsdp2(name: str, x: Tensor) -> dict[str, Any]:
+    reference = _reference(attached(name), x)
+    model = attached(name)
+    mesh = init_device_mesh("cpu", (WORLD,))
+    for stage in (model.layer1, model.layer2, model.layer3, model.layer4, model):
+        fully_shard(stage, mesh=mesh)
+    found = _trained(
+        model, x, reference, lambda: {n: p.grad.full_tensor() for n, p in model.named_parameters()}
+    )
+    return found | {"refused": _refusal(model, x)}
+
+
+def _fsdp1(name: str, x: Tensor) -> dict[str, Any]:
+    model = attached(name)
+    reference = _reference(copy.deepcopy(model), x)
+    wrapped = FullyShardedDataParallel(
+        model,
+        use_orig_params=True,
+        device_id=torch.device("cpu"),
+        # BatchNorms as well, so that the wrapped module of a site is itself sharded.
+        auto_wrap_policy=ModuleWrapPolicy({type(model.layer1[0]), nn.BatchNorm2d}),
+    )
+
+    def gradients() -> dict[str, Tensor]:
+        with FullyShardedDataParallel.summon_full_params(wrapped, with_grads=True):
+            return {n.replace(_FSDP1, ""): p.grad.clone() for n, p in wrapped.named_parameters()}
+
+    found = _trained(wrapped, x, reference, gradients)
+    found["keys"] = set(wrapped.state_dict()) == set(attached(name).state_dict())
+    # A plain checkpoint loads into the sharded model too, and its blocks stay as they are.
+    checkpoint = plain(name, seed=3).state_dict()
+    wrapped.load_state_dict(checkpoint, strict=True)
+    unsharded = attached(name)
+    unsharded.load_state_dict(checkpoint, strict=True)
+    found["loaded"] = _error(wrapped(x), unsharded(x))
+    return found | {"refused": _refusal(wrapped, x)}
+
+
+def _refusal(model: nn.Module, x: Tensor) -> str:
+    try:
+        verify(model, x)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def _work(rank: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        init_method=(folder / "rendezvous").as_uri(),
+        rank=rank,
+        world_size=WORLD,
+        timeout=timedelta(seconds=120),
+    )
+    x = images(seed=rank)
+    ways = {"ddp": _ddp, "fsdp2": _fsdp2, "fsdp1": _fsdp1}
+    findings = {f"{way}-{name}": act(name, x) for name in NETWORKS for way, act in ways.items()}
+    (folder / f"{rank}.json").write_text(json.dumps(findings))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    # Forked, so that both have the seconds of imports from one process, which computed nothing.
+    start_processes(_work, (Path(sys.argv[1]),), nprocs=WORLD, start_method="fork")

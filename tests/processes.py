@@ -1,0 +1,95 @@
+"""Real `senet` processes for the tests, without seconds of imports for each.
+
+A server process (multiprocessing's fork server) imports everything once; each command runs in a
+process forked from it, which can be stopped, interrupted and killed like any other.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Finished", "Running", "finish", "start", "wait_until"]
+
+_PRELOADED = ["senet.cli", "senet.commands.train", "senet.fitting", "senet.twins", "senet.cost"]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How a process ended: its exit status (negative: killed by that signal) and its words."""
+
+    status: int
+    out: str
+    err: str
+
+
+@dataclass(frozen=True)
+class Running:
+    """A process that was started, and the files its words go to."""
+
+    process: Any
+    out: Path
+    err: Path
+
+    @property
+    def pid(self) -> int:
+        pid: int = self.process.pid
+        return pid
+
+    def alive(self) -> bool:
+        alive: bool = self.process.is_alive()
+        return alive
+
+    def wait(self, seconds: float = 120) -> Finished:
+        self.process.join(seconds)
+        assert not self.alive(), f"still running after {seconds} s"
+        return Finished(self.process.exitcode, self.out.read_text(), self.err.read_text())
+
+
+def start(arguments: Sequence[str | Path], log: Path) -> Running:
+    """Start ``senet ARGUMENTS`` with one thread; its words go to ``log.out`` and ``log.err``."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOADED)
+    out, err = log.with_suffix(".out"), log.with_suffix(".err")
+    words = [str(argument) for argument in arguments]
+    process = context.Process(target=_command, args=(words, out, err))
+    process.start()
+    return Running(process, out, err)
+
+
+def finish(arguments: Sequence[str | Path], log: Path) -> Finished:
+    """Run ``senet ARGUMENTS`` to its end."""
+    return start(arguments, log).wait()
+
+
+def wait_until(
+    condition: Callable[[], bool], running: Running, *, seconds: float = 60, pause: float = 0.0
+) -> bool:
+    """Ask until ``condition`` holds; False if the process ends before it does."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        if not running.alive():
+            return False
+        time.sleep(pause)
+    raise AssertionError(f"waited {seconds} s: {running.err.read_text()}")
+
+
+def _command(arguments: list[str], out: Path, err: Path) -> None:
+    import torch
+
+    from senet.cli import main
+
+    for path, stream in ((out, 1), (err, 2)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    torch.set_num_threads(1)
+    sys.exit(main(arguments))

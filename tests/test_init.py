@@ -1,0 +1,72 @@
+"""--init: an SE network that starts from a plain run, and one that cannot."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from senet import UserError, create_model, load
+from senet.fitting import make_optimizer
+from senet.options import TrainOptions
+from senet.runs import read_card
+from senet.training import build, start_from, train
+
+PLAIN = TrainOptions(
+    model="resnet20", data="digits", image_size=8, batch_size=32, epochs=1, limit_batches=4
+)
+
+
+@pytest.fixture(scope="module")
+def plain_run(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "plain"
+    train(PLAIN, out, say=lambda line: None)
+    return out
+
+
+def test_warm_start_from_a_plain_run_begins_where_it_ended(plain_run, tmp_path):
+    options = replace(PLAIN, model="se_resnet20", init=str(plain_run), warm_start=True, se_lr=0.01)
+    model = build(options, num_classes=10).eval()
+    start_from(model, plain_run, options.model)
+    x = torch.randn(5, 3, 8, 8)
+    assert torch.equal(model(x), load(plain_run)(x))
+    # With a learning rate this small an epoch changes nothing that counts.
+    result = train(replace(options, lr=1e-9, se_lr=1e-9, momentum=0.0, nesterov=False), tmp_path)
+    assert abs(result.best.val_top1 - read_card(plain_run).top1) < 0.2
+
+
+def test_the_blocks_have_a_learning_rate_of_their_own():
+    options = replace(PLAIN, model="se_resnet20", lr=0.1, se_lr=0.5, decay_norms=False)
+    model = create_model("se_resnet20", num_classes=10)
+    groups = make_optimizer(model, options).param_groups
+    blocks = {id(p) for name, p in model.named_parameters() if ".se." in name}
+    for group in groups:
+        for parameter in group["params"]:
+            assert group["lr"] == (0.5 if id(parameter) in blocks else 0.1)
+            assert group["weight_decay"] == (options.weight_decay if parameter.ndim > 1 else 0)
+    assert sum(len(g["params"]) for g in groups) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "se_resnet56"}, "holds resnet20 with 10 classes"),
+        ({"init": "nowhere"}, "nowhere"),
+    ],
+)
+def test_a_run_that_does_not_fit_is_refused(plain_run, tmp_path, changes, message):
+    options = replace(PLAIN, model="se_resnet20", init=str(plain_run))
+    with pytest.raises(UserError, match=message) as caught:
+        train(replace(options, **changes), tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_se_blocks_of_other_options_are_refused(plain_run, tmp_path):
+    options = replace(PLAIN, model="se_resnet20", init=str(plain_run), warm_start=True)
+    train(options, tmp_path / "se", say=lambda line: None)
+    other = replace(options, init=str(tmp_path / "se"), warm_start=False)
+    with pytest.raises(UserError, match="SE blocks of other options"):
+        train(other, tmp_path / "other", say=lambda line: None)
+    with pytest.raises(UserError, match="twin needs a plain run"):
+        train(replace(other, warm_start=True, twin=True), tmp_path / "other")
+    assert not (tmp_path / "other").exists()
