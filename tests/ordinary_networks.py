@@ -85,8 +85,8 @@ def working_gates(
 ) -> int:
     """How many blocks change the output when the bias of their gate is changed.
 
-    In a graph (an exported, traced or compiled model) no module is called; there this counts
-    the blocks that run.
+    In a graph (an exported or traced model) no module of ours is called; there this counts the
+    blocks that run.
     """
     run = call or model
     before = run(x)

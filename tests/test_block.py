@@ -47,6 +47,7 @@ def test_module_is_the_function(options, batch, channels, positions, channels_la
     torch.testing.assert_close(got, expected)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 4096), st.sampled_from([1, 2, 4, 8, 16, 32]), st.sampled_from([1, 8]))
 def test_divisor_is_timms(channels, reduction, divisor):
     from timm.layers import make_divisible
@@ -55,6 +56,7 @@ def test_divisor_is_timms(channels, reduction, divisor):
     assert hidden_width(channels, reduction, divisor=divisor) == expected
 
 
+@settings(deadline=None)
 @given(st.integers(1, 4096), st.integers(1, 64), st.integers(1, 8))
 def test_width_is_the_papers(channels, reduction, least):
     expected = max(channels // reduction, least)

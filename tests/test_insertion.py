@@ -20,6 +20,7 @@ from senet import (
     recalibrate,
     se_parameters,
 )
+from senet.models import build_plain
 
 SIZE = (3, 16, 16)
 
@@ -43,7 +44,7 @@ def test_attached_network_is_the_seeds_equation():
     [
         (small_resnet, 16),
         (lambda: timm.create_model("resnet18", num_classes=7), 64),
-        (lambda: torchvision.models.GoogLeNet(7, aux_logits=False, init_weights=False), 64),
+        (lambda: build_plain("bn_inception", 7), 64),
     ],
     ids=["small", "timm", "inception"],
 )

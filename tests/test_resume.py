@@ -227,6 +227,11 @@ def test_other_options_are_refused(whole: Path, option: str) -> None:
     assert option[2:].partition("=")[0] in line
 
 
+def test_the_same_configuration_is_no_difference(whole: Path) -> None:
+    ended = resume(whole, f"--config={whole / 'config.yaml'}")
+    assert ended.status == 0, ended.err
+
+
 def test_what_does_not_matter_may_change(whole: Path) -> None:
     assert resume(whole, "--workers=2", "--no-download").status == 0
 

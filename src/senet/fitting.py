@@ -22,13 +22,11 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassAccuracy
 
 from .checkpoints import LAST, EpochRow, RunRecorder, WholeFiles
 from .errors import UserError
-from .insertion import se_parameters
 from .options import TrainOptions
 from .sampling import mix
 
@@ -196,55 +194,6 @@ def _not_finite(what: str, step: int) -> UserError:
         f"{what} is not finite at step {step}: stopped, and the best epoch so far is as it was; "
         "try a lower --lr, a longer --warmup_epochs, --clip_norm 1, or look at the data"
     )
-
-
-def make_optimizer(model: nn.Module, options: TrainOptions) -> torch.optim.Optimizer:
-    """SGD or AdamW over the parameters that are trained, those of SE blocks in groups of their own.
-
-    With ``decay_norms`` off, parameters of one dimension (biases, the affine of norms) are in
-    groups of their own without weight decay.
-    """
-    groups: list[dict[str, Any]] = []
-    for group in se_parameters(model):
-        trained = [p for p in group["params"] if p.requires_grad]
-        own = {"lr": options.se_lr} if group["name"] == "se" and options.se_lr else {}
-        if options.decay_norms:
-            groups.append({"params": trained} | own)
-        else:
-            groups.append({"params": [p for p in trained if p.ndim > 1]} | own)
-            flat = [p for p in trained if p.ndim <= 1]
-            groups.append({"params": flat, "weight_decay": 0.0} | own)
-    groups = [group for group in groups if group["params"]]
-    lr, decay = options.peak_lr, options.weight_decay
-    if options.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=lr, weight_decay=decay)
-    return torch.optim.SGD(
-        groups,
-        lr=lr,
-        momentum=options.momentum,
-        nesterov=options.nesterov,
-        weight_decay=decay,
-    )
-
-
-def make_schedule(
-    optimizer: torch.optim.Optimizer, options: TrainOptions, steps: int
-) -> lr_scheduler.LRScheduler:
-    """Warm-up and schedule in optimizer steps, ``steps`` an epoch.
-
-    Milestones count from the beginning of the run. Cosine takes the epochs that warm-up leaves.
-    """
-    total = options.epochs * steps
-    warmup = min(round(options.warmup_epochs * steps), total - 1)
-    parts: list[lr_scheduler.LRScheduler] = []
-    if warmup:
-        parts.append(lr_scheduler.LinearLR(optimizer, options.warmup_factor, total_iters=warmup))
-    if options.schedule == "step":
-        milestones = [epoch * steps for epoch in options.milestones]
-        parts.append(lr_scheduler.MultiStepLR(optimizer, milestones, options.gamma))
-        return lr_scheduler.ChainedScheduler(parts, optimizer)
-    parts.append(lr_scheduler.CosineAnnealingLR(optimizer, total - warmup))
-    return lr_scheduler.SequentialLR(optimizer, parts, [warmup] if warmup else [])
 
 
 def make_trainer(

@@ -58,16 +58,14 @@ def attach(
 
     >>> import torchvision
     >>> network = attach(torchvision.models.resnet18())
-    >>> network.layer1[0].bn2
-    Recalibrated(
-      residual, standard
-      (norm): BatchNorm2d(64, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)
-      (se): SqueezeExcite(
-        64, hidden=4
-        (fc1): Linear(in_features=64, out_features=4, bias=True)
-        (fc2): Linear(in_features=4, out_features=64, bias=True)
-      )
+    >>> network.layer1[0].bn2.se
+    SqueezeExcite(
+      64, hidden=4
+      (fc1): Linear(in_features=64, out_features=4, bias=True)
+      (fc2): Linear(in_features=4, out_features=64, bias=True)
     )
+    >>> type(network.layer1[0].bn2.norm).__name__
+    'BatchNorm2d'
     """
     _refuse_attached(model)
     options = (

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .checkpoints import EpochRow
     from .twins import Comparison
 
-__all__ = ["CONFIG", "TrainOptions", "TrainResult", "train"]
+__all__ = ["CONFIG", "TrainOptions", "TrainResult", "is_helper", "train"]
 
 CONFIG = Path("config.yaml")
 CHECKPOINTS = Path("checkpoints")
@@ -85,11 +85,14 @@ def train(
     plain = plain_twin(options) if options.twin else None
     if plain is not None and options.init and runs.read_card(Path(options.init)).plan is not None:
         raise UserError(f"twin needs a plain run to start both from; init {options.init} has SE")
+    tell = _say_nothing if is_helper() else say
     with _threads(options.threads):
-        result = _train_one(options, out, resume=resume, bar=bar, say=say)
+        result = _train_one(options, out, resume=resume, bar=bar, say=tell)
         if plain is None:
             return result
-        _train_one(plain, out / TWIN, resume=resume, bar=bar, say=say)
+        _train_one(plain, out / TWIN, resume=resume, bar=bar, say=tell)
+        if is_helper():
+            return result
         from .twins import compare, write_comparison
 
         comparison = compare(
@@ -151,7 +154,7 @@ def check_directory(out: Path, options: TrainOptions, *, resume: bool) -> list[E
     """
     from .checkpoints import read_rows
 
-    if _is_helper():
+    if is_helper():
         return read_rows(out)
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; name a directory for the run")
@@ -174,7 +177,7 @@ def check_directory(out: Path, options: TrainOptions, *, resume: bool) -> list[E
 
 def begin_directory(out: Path, options: TrainOptions) -> None:
     """Make the directory, clear away what a killed process left half written, note the options."""
-    if _is_helper():
+    if is_helper():
         return
     out.mkdir(parents=True, exist_ok=True)
     for path in [*out.iterdir(), *(out / CHECKPOINTS).glob("*")]:
@@ -184,9 +187,10 @@ def begin_directory(out: Path, options: TrainOptions) -> None:
     runs.atomic_write(out / CONFIG, lambda file: file.writelines([text.encode()]))
 
 
-def _is_helper() -> bool:
-    """Whether this is a process that Lightning started for a further device."""
-    return int(os.environ.get("LOCAL_RANK", "0")) > 0
+def is_helper() -> bool:
+    """Whether this is a process for a further device, which writes and says nothing."""
+    rank = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))
+    return int(rank) > 0
 
 
 def data_options_of(options: TrainOptions) -> DataOptions:
@@ -316,6 +320,10 @@ def _device(accelerator: str) -> torch.device:
     """Where costs are measured: the kind of device that was trained on."""
     found = torch.accelerator.current_accelerator(check_available=True)
     return found if found is not None and accelerator != "cpu" else torch.device("cpu")
+
+
+def _say_nothing(line: str) -> None:
+    """What the processes of further devices say."""
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from ..errors import UserError
 from ..options import TrainOptions, read_options
-from ..training import CONFIG, TrainResult, train
+from ..training import CONFIG, TrainResult, is_helper, train
 from ..verification import VerificationError
 from .parsing import add_dataclass_options, command_parser, parse
 
@@ -62,9 +62,12 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"{options.model}: {error}") from error
     except KeyboardInterrupt:
         command = f"senet train --out {shlex.quote(given.out)} --resume"
-        print(f"senet: interrupted; to go on: {command}", file=sys.stderr)
+        print(
+            f"senet: interrupted; finished epochs are saved, to go on: {command}", file=sys.stderr
+        )
         return 130
-    _tell(result)
+    if not is_helper():
+        _tell(result)
     return 0
 
 
