@@ -4,8 +4,8 @@
 
 Both train the same network from the same weights on the same batches, from the same kind of
 loader, with the same optimizer and schedule; validation and checkpoints are outside the clock of
-both. The two, and the bare loop once more as a control (A/A), run in turn, a second or
-two each; a round gives one ratio. The table and ``results/trainer.csv`` have the medians
+both. The two, and the bare loop once more as a control (A/A), run in turn, about a
+second each; a round gives one ratio. The table and ``results/trainer.csv`` have the medians
 of the rounds, with the quartiles as spread. The bar is a ratio of 0.95.
 """
 
@@ -41,8 +41,8 @@ from senet.training import build, data_options_of
 RESULTS = Path(__file__).parent / "results" / "trainer.csv"
 BAR = 0.95
 CASES = (
-    TrainOptions(model="resnet20", batch_size=32, epochs=1, limit_batches=32),
-    TrainOptions(model="se_resnet20", batch_size=64, epochs=1, limit_batches=16),
+    TrainOptions(model="resnet20", batch_size=32, epochs=1, limit_batches=16),
+    TrainOptions(model="se_resnet20", batch_size=64, epochs=1, limit_batches=8),
     TrainOptions(model="se_resnet20", batch_size=32, epochs=1, limit_batches=8, image_size=32),
 )
 COLUMNS = {
@@ -160,7 +160,7 @@ def row_of(case: Case, speeds: dict[str, list[float]], rounds: int) -> dict[str,
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=21, help="rounds a case")
+    parser.add_argument("--rounds", type=int, default=31, help="rounds a case")
     parser.add_argument(
         "--threads", type=int, nargs="+", default=[1, torch.get_num_threads()], help="CPU threads"
     )

@@ -45,7 +45,7 @@ def test_the_header_has_the_command_and_what_to_expect(
 ) -> None:
     """The command is one that `senet train` reads, to the options of the recipe."""
     text = header(recipe)
-    assert re.search(r"^Expected", text, re.MULTILINE)
+    assert re.search(r"^(Expected|Measured)", text, re.MULTILINE)
     assert re.search(r"[Tt]ime\b", text)
     command = re.search(r"^senet (train (?:.*\\\n)*.*)$", text, re.MULTILINE)
     assert command is not None

@@ -29,7 +29,14 @@ import torchvision
 from coverage_families import FAMILIES, TOO_FEW_CONVOLUTIONS, WHY
 from jsonargparse import ArgumentParser
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
@@ -363,6 +370,7 @@ def main(argv: list[str] | None = None) -> int:
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
+        TimeRemainingColumn(),
         TextColumn("{task.description}"),
     )
     with Progress(*columns, console=console) as progress:
@@ -392,6 +400,8 @@ def _examined(chosen: list[tuple[str, str]], progress: Progress) -> list[Row]:
     for family, name in chosen:
         progress.update(task, description=f"{family} {name}")
         rows.append(examine(family, name))
+        if not progress.console.is_terminal:  # the bar is seen on a terminal only
+            progress.console.print(f"{family} {name}: {rows[-1].result}", markup=False)
         progress.advance(task)
         gc.collect()
     return rows

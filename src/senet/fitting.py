@@ -27,10 +27,11 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from .checkpoints import LAST, EpochRow, RunRecorder, WholeFiles
 from .errors import UserError
+from .optimization import make_optimizer, make_schedule
 from .options import TrainOptions
 from .sampling import mix
 
-__all__ = ["Classifier", "fit", "seed_everything"]
+__all__ = ["Classifier", "fit", "make_trainer", "seed_everything"]
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.optim import lr_scheduler
 
+from .insertion import se_parameters
 from .options import TrainOptions
 
 __all__ = ["make_optimizer", "make_schedule"]
