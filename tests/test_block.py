@@ -125,7 +125,7 @@ def test_initialisation_follows_the_seed():
     ("make", "message"),
     [
         (lambda: SqueezeExcite(8, 16, min_hidden=0), "leave no hidden unit"),
-        (lambda: SqueezeExcite(8, 0), "reduction > 0"),
+        (lambda: SqueezeExcite(8, 0), "reduction=0 is not a number above 0"),
         (lambda: SqueezeExcite(8, hidden=0), "hidden=0"),
         (lambda: SqueezeExcite(8, gate="sigmod"), "nearest: 'sigmoid'"),
         (lambda: SqueezeExcite(8, squeeze="mean"), "squeeze 'mean'"),

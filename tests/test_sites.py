@@ -12,7 +12,8 @@ import torch
 from architectures import INPUT_SIZES, OWN, build_on_meta, plan_of
 from networks import randomise
 
-from senet import attach, verify
+from senet import adopt, attach, plan, verify
+from senet.block import SqueezeExcite
 from senet.insertion import attached_plan
 
 RESNET_50 = (3, 4, 6, 3)
@@ -60,6 +61,12 @@ RESIDUAL = {
     # left out as a whole. Strided ones go round through a depthwise and a 1×1 convolution
     # without an activation, which is a projection.
     "timm/ghostnet_100": [
+        f"blocks.{block}.ghost2"
+        for block in ("0.0", "1.0", "2.0", "5.0", "6.0", "6.1", "6.2", "8.0", "8.2")
+    ],
+    # Chen et al. 2022: the same with sums instead of concatenations in its ghost modules. Those add
+    # a depthwise convolution to a norm, which is one convolution and no transformation.
+    "timm/repghostnet_100": [
         f"blocks.{block}.ghost2"
         for block in ("0.0", "1.0", "2.0", "5.0", "6.0", "6.1", "6.2", "8.0", "8.2")
     ],
@@ -234,6 +241,47 @@ def test_repvgg_is_gated_after_the_sum_of_its_branches():
     assert {site.kind for site in found} == {"parallel"}
     theirs = build_on_meta("timm/repvgg_d2se")
     assert type(theirs.stem.attn).__name__ == type(theirs.stages[0][1].attn).__name__ == "SEModule"
+
+
+def test_mobileone_is_gated_after_the_sums_of_its_branches():
+    """Where its authors' S4 has SE: after the sum, also where that has only two terms.
+
+    Vasu et al. 2023: a stem and 2, 8, 10, 1 pairs of a depthwise and a pointwise block. Blocks are
+    sums of convolutions and norms; pointwise ones that change the width are one convolution.
+    """
+    found = plan_of("timm/mobileone_s1")
+    sums = [
+        (s, b)
+        for s, pairs in enumerate((2, 8, 10, 1))
+        for b in range(2 * pairs)
+        if b % 2 == 0 or b > 1  # the first pointwise block of a stage changes the width
+    ]
+    assert [site.path.rpartition(".")[0] for site in found] == [
+        "stem",
+        *(f"stages.{s}.{b}" for s, b in sums),
+    ]
+    assert {site.kind for site in found} == {"parallel"}
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks"),
+    [
+        # After the aggregation of each of its modules; in the middle of each block; after the sum
+        # of each; before the sum; in the middle.
+        ("timm/ese_vovnet19b_dw", 4),
+        ("timm/regnety_002", 13),
+        ("timm/repvgg_d2se", 48),
+        ("timm/legacy_seresnet18", 8),
+        ("torchvision/efficientnet_b0", 16),
+    ],
+)
+def test_networks_with_se_in_every_block_get_no_second_one(name, blocks):
+    model = build_on_meta(name)
+    found = plan(model)
+    assert [site.path for site in found] == []
+    assert any("existing SE" in entry.reason for entry in found.skipped)
+    adopt(model)
+    assert sum(isinstance(module, SqueezeExcite) for module in model.modules()) == blocks
 
 
 def test_fusions_of_hrnet_are_left_out_with_the_reason():

@@ -224,7 +224,7 @@ def _options(block: nn.Module, anatomy: _Anatomy) -> BlockOptions:
 
 def _named(module: nn.Module, known: Mapping[str, Callable[[Tensor], Tensor]], what: str) -> str:
     """The name of the function that a module computes, by its values: classes have many names."""
-    at = torch.linspace(-6, 6, 121)
+    at = torch.linspace(-20, 20, 401, device="cpu")
     with torch.no_grad():
         values = module(at.clone())
         for name, function in known.items():

@@ -87,6 +87,10 @@ class BlockOptions:
         for option, value, known in choices:
             if value not in known:
                 raise UserError(f"unknown {option} {value!r}; {nearest(str(value), known)}")
+        if not (math.isfinite(self.reduction) and self.reduction > 0):
+            raise UserError(f"reduction={self.reduction} is not a number above 0")
+        if self.divisor is not None and self.divisor < 1:
+            raise UserError(f"divisor={self.divisor} cannot be rounded to; use 1 or more, or None")
         if self.hidden is not None and self.hidden < 1:
             raise UserError(f"hidden={self.hidden} leaves no hidden unit; use 1 or more")
         if not math.isfinite(self.gate_scale):

@@ -64,16 +64,12 @@ class Classifier(LightningModule):
         model: (N, 3, H, W) → logits (N, classes).
         options: optimizer, schedule and loss are taken from them.
         classes: how many there are.
-        steps: optimizer steps an epoch.
     """
 
-    def __init__(
-        self, model: nn.Module, options: TrainOptions, *, classes: int, steps: int
-    ) -> None:
+    def __init__(self, model: nn.Module, options: TrainOptions, *, classes: int) -> None:
         super().__init__()
         self.model = model
         self.options = options
-        self.steps = steps
         self.top1 = MulticlassAccuracy(classes, average="micro", validate_args=False)
         self.top5 = MulticlassAccuracy(
             classes, average="micro", top_k=min(5, classes), validate_args=False
@@ -90,7 +86,9 @@ class Classifier(LightningModule):
     def configure_optimizers(self) -> dict[str, Any]:
         """The optimizer of the options and its schedule, stepped after every batch."""
         optimizer = make_optimizer(self.model, self.options)
-        schedule = make_schedule(optimizer, self.options, self.steps)
+        # Known only now: with several devices each takes its share of an epoch's steps.
+        steps = int(self.trainer.estimated_stepping_batches) // self.options.epochs
+        schedule = make_schedule(optimizer, self.options, steps)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
@@ -282,8 +280,7 @@ def fit(
         UserError: a loss that is not finite, a checkpoint that cannot be read.
         KeyboardInterrupt: Ctrl-C or SIGTERM; what was finished is on the disk.
     """
-    steps = min(len(train_loader), options.limit_batches or len(train_loader))
-    module = Classifier(model.train(), options, classes=classes, steps=steps)
+    module = Classifier(model.train(), options, classes=classes)
     last = directory / LAST
     with _quiet_lightning(), _interruptible():
         trainer.fit(

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -277,11 +278,13 @@ def _without_hooks(model: nn.Module) -> nn.Module:
 def _preserved_generators(model: nn.Module) -> Iterator[None]:
     devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
     python_state = random.getstate()
+    numpy_state = np.random.get_state()
     try:
         with torch.random.fork_rng(devices=sorted(d for d in devices if d is not None)):
             yield
     finally:
         random.setstate(python_state)
+        np.random.set_state(numpy_state)
 
 
 def _name(function: Callable[..., Any]) -> str:

@@ -100,7 +100,7 @@ def attach(
             activation=activation,
             squeeze=squeeze,
         )
-    elif given := [name for name, value, default in options if value is not default]:
+    elif given := [name for name, value, default in options if _differs(value, default)]:
         raise UserError(f"{given[0]}= goes to senet.plan; here the plan already says it")
     if not plan:
         raise UserError(_nothing(model, plan))
@@ -189,6 +189,12 @@ def se_parameters(model: nn.Module) -> list[dict[str, Any]]:
         {"params": rest, "name": "network"},
         {"params": list(ours.values()), "name": "se"},
     ]
+
+
+def _differs(value: Any, default: Any) -> bool:
+    if isinstance(value, str | int | float):
+        return bool(value != default)
+    return value is not default
 
 
 def _refuse_attached(model: nn.Module) -> None:

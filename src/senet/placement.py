@@ -85,7 +85,13 @@ def plan(
         squeeze=squeeze,
     )
     whole = _whole_plan(model, input_size, example_inputs, scope, placement, options, reduction)
+    _check_reductions(reduction, whole)
     return whole if sites is None else whole.select(sites)
+
+
+def _check_reductions(reduction: Reduction, whole: Plan) -> None:
+    for key in reduction if isinstance(reduction, Mapping) else ():
+        whole.select(key)  # refuses a stage or pattern that matches nothing
 
 
 def _whole_plan(
@@ -119,6 +125,8 @@ def _whole_plan(
         placed = _place(graph, modules, transformation, placement)
         if isinstance(placed, Skipped):
             skipped.append(placed)
+        elif any((site.path, site.before) == (placed.path, placed.before) for site in chosen):
+            continue  # two branches of one sum share what comes after it, and its shortcut
         elif _below(placed.path, scope):
             chosen.append(_site(graph, placed, transformation, placement, options, reduction))
     skipped += _plain_units(graph, transformations)

@@ -83,7 +83,12 @@ def train(
     """
     out = Path(out)
     plain = plain_twin(options) if options.twin else None
-    if plain is not None and options.init and runs.read_card(Path(options.init)).plan is not None:
+    if (
+        plain is not None
+        and options.init
+        and not resume
+        and runs.read_card(Path(options.init)).plan is not None
+    ):
         raise UserError(f"twin needs a plain run to start both from; init {options.init} has SE")
     tell = _say_nothing if is_helper() else say
     with _threads(options.threads):
@@ -124,7 +129,7 @@ def _train_one(
     data = load_data(data_options)
     seed_everything(options.seed)
     model = build(options, num_classes=len(data.classes))
-    if options.init is not None:
+    if options.init is not None and not rows:
         start_from(model, Path(options.init), options.model)
     blocks = check_wiring(model, data)
     trainer = make_trainer(

@@ -7,6 +7,7 @@ convolution units. All are read off the graph; no class is known by name.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -143,7 +144,8 @@ def _residual(
     whole = 0
     for bits in regions.values():
         whole |= bits
-    if len(branches) > 1 and node.index in graph.handed_on:
+    linear = all(_projects_only(graph, regions[t]) for t in terms)
+    if len(branches) > 1 and linear and node.index in graph.handed_on:
         if gate := _existing_gate(graph, graph.descendants[node.index] & _block(graph, node)):
             return Skipped(gate.module or path, "an existing SE block or channel gate in a branch")
         return [Transformation("parallel", start, node.index, node.index, whole, (), path)]
@@ -216,7 +218,9 @@ def _existing_gate(graph: Graph, bits: int) -> Node | None:
             while gate.op in ("expand", "expand_as", "broadcast_to"):
                 gate = graph.nodes[gate.parents[0]]
             history = graph.members(graph.ancestors[gate.index] & bits)
-            if all(n == 1 for n in gate.positions) and any(_reduces_all(graph, n) for n in history):
+            # One number a channel, however the layers that made it arrange them.
+            one_each = math.prod(gate.shape[1:]) == node.channels
+            if one_each and any(_reduces_all(graph, n) for n in history):
                 return node
     return None
 

@@ -165,6 +165,10 @@ def _prepared(model: nn.Module) -> nn.Module:
     for module in twin.modules():
         if hasattr(module, "running_mean"):
             module.train()  # batch statistics keep a deep, untrained network in range
+    for name, buffer in twin.named_buffers():
+        # A frozen norm keeps its γ in a buffer; a zero-initialised one is as healthy as a trained.
+        if name.rpartition(".")[2] == "weight" and not buffer.any():
+            nn.init.uniform_(buffer, 0.5, 1.5)
     for parameter in twin.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
         if parameter.is_floating_point() and not parameter.any():

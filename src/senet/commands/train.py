@@ -61,6 +61,9 @@ def main(argv: Sequence[str]) -> int:
     except VerificationError as error:
         raise UserError(f"{options.model}: {error}") from error
     except KeyboardInterrupt:
+        if not (Path(given.out) / CONFIG).exists():
+            print("senet: interrupted before the run began; nothing was written", file=sys.stderr)
+            return 130
         command = f"senet train --out {shlex.quote(given.out)} --resume"
         print(
             f"senet: interrupted; finished epochs are saved, to go on: {command}", file=sys.stderr
