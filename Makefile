@@ -44,3 +44,10 @@ lint: $(VENV)/.dev
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# A wheel, installed alone into an empty folder, works from another directory.
+.PHONY: wheel
+wheel: $(VENV)/.dev
+	rm -rf dist build/wheel && $(BIN)/python -m build --wheel --outdir dist . > /dev/null
+	$(BIN)/pip install --quiet --no-deps --target build/wheel dist/*.whl
+	cd / && PYTHONPATH=$(CURDIR)/build/wheel $(CURDIR)/$(BIN)/python -m senet plan resnet18

@@ -85,7 +85,8 @@ def _flat_terms(graph: Graph, node: Node, kind: str) -> tuple[int, ...]:
     terms: list[int] = []
     for parent in node.parents:
         inner = graph.nodes[parent]
-        nested = inner.kind == kind and len(set(inner.parents)) > 1
+        # A sum that a module inside makes is that module's own.
+        nested = inner.module == node.module and inner.kind == kind and len(set(inner.parents)) > 1
         if nested and graph.consumers[parent] == (node.index,):
             terms += _flat_terms(graph, inner, kind)
         else:
@@ -98,7 +99,8 @@ def _roots(graph: Graph, kind: str) -> Iterator[tuple[Node, tuple[int, ...]]]:
         if node.kind != kind or len(set(node.parents)) < 2 or not _is_feature_map(node):
             continue
         after = [graph.nodes[i] for i in graph.consumers[node.index]]
-        if len(after) == 1 and after[0].kind == kind and len(set(after[0].parents)) > 1:
+        single = len(after) == 1 and after[0].module == node.module
+        if single and after[0].kind == kind and len(set(after[0].parents)) > 1:
             continue  # one term of a larger nest
         yield node, _flat_terms(graph, node, kind)
 
@@ -145,10 +147,14 @@ def _residual(
     for bits in regions.values():
         whole |= bits
     linear = all(_projects_only(graph, regions[t]) for t in terms)
-    if len(branches) > 1 and linear and node.index in graph.handed_on:
-        if gate := _existing_gate(graph, graph.descendants[node.index] & _block(graph, node)):
-            return Skipped(gate.module or path, "an existing SE block or channel gate in a branch")
-        return [Transformation("parallel", start, node.index, node.index, whole, (), path)]
+    normed = any(n.kind == "norm" for t in shortcuts for n in graph.members(regions[t]))
+    if linear and (len(branches) > 1 or normed):  # re-parameterised: one convolution in the end
+        if gate := _gate_on(graph, node.index):
+            return Skipped(gate.module or path, "an existing SE block or channel gate after it")
+        if node.index in graph.handed_on:
+            return [Transformation("parallel", start, node.index, node.index, whole, (), path)]
+        if shortcuts:
+            return Skipped(path, "a convolution re-parameterised as a sum, no transformation")
     if not shortcuts:
         each = ", ".join(str(counts[t]) for t in terms)
         return Skipped(path, f"a sum with no shortcut (convolutions in its terms: {each})")
@@ -160,8 +166,11 @@ def _residual(
     results = []
     for term in branches:
         region = regions[term]
-        if any((region >> other.join) & 1 for other in found):
+        inner = [other for other in found if (region >> other.join) & 1]
+        if any(other.kind != "parallel" for other in inner):
             return Skipped(path, "a long skip, its branch holds transformations of its own")
+        for other in inner:
+            found.remove(other)  # a re-parameterised convolution of this branch
         if _goes_up(graph, region):
             return Skipped(path, "a skip of an encoder-decoder, its branch goes down and up again")
         if gate := _existing_gate(graph, region):
@@ -170,17 +179,6 @@ def _residual(
         shape = Transformation("residual", start, end, node.index, region, shortcuts, path)
         results.append(shape)
     return results
-
-
-def _block(graph: Graph, node: Node) -> int:
-    """The bit set of nodes that the module of a node, or a module inside it, made."""
-    inside = [n for n in graph.nodes if n.module == node.module or node.module in _owners(n)]
-    return sum(1 << n.index for n in inside)
-
-
-def _owners(node: Node) -> list[str]:
-    parts = node.module.split(".")
-    return [".".join(parts[:i]) for i in range(1, len(parts))]
 
 
 def _is_pooled(graph: Graph, node: Node, start: int) -> bool:
@@ -223,6 +221,13 @@ def _existing_gate(graph: Graph, bits: int) -> Node | None:
             if one_each and any(_reduces_all(graph, n) for n in history):
                 return node
     return None
+
+
+def _gate_on(graph: Graph, end: int) -> Node | None:
+    """A channel gate that multiplies the node itself."""
+    products = [i for i in graph.consumers[end] if graph.nodes[i].kind == "mul"]
+    inside = (graph.descendants[end] & graph.ancestors[i] for i in products)
+    return next((gate for bits in inside if (gate := _existing_gate(graph, bits))), None)
 
 
 def _before_scaling(graph: Graph, term: int) -> int:
@@ -291,6 +296,8 @@ def _concatenated(
     else:
         end = _after_shuffling(graph, node.index)
     region = graph.between(start, end)
+    if gate := _gate_on(graph, end):
+        return Skipped(gate.module or path, "an existing SE block or channel gate after it")
     return [Transformation("inception", start, end, end, region, (), path)]
 
 
