@@ -22,6 +22,7 @@ __all__ = [
     "scale",
     "squeeze",
     "squeeze_excite",
+    "statistics_dtype",
 ]
 
 Pointwise = Callable[[Tensor], Tensor]
@@ -45,7 +46,7 @@ SQUEEZES: tuple[str, ...] = ("avg", "max", "none")
 """F_sq: average pooling (eq. 2), max pooling (ablation), or none at all (ablation)."""
 
 
-def _statistics_dtype(dtype: torch.dtype) -> torch.dtype:
+def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
     # Summing 56 · 56 halves in half precision loses digits and, in float16, overflows.
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
@@ -73,7 +74,7 @@ def squeeze(u: Tensor, kind: str = "avg") -> Tensor:
         return u
     positions = tuple(range(2, u.dim()))
     if kind == "avg":
-        return u.mean(positions, dtype=_statistics_dtype(u.dtype)).to(u.dtype)
+        return u.mean(positions, dtype=statistics_dtype(u.dtype)).to(u.dtype)
     if kind == "max":
         return u.amax(positions)
     raise ValueError(f"squeeze {kind!r} is not one of {', '.join(SQUEEZES)}")

@@ -8,6 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from .block import SqueezeExcite
+from .errors import UserError
+from .fusing import block_operands, norm_operands, obstacle
+from .kernels import Choice, norm_excite, select
 from .sites import Site
 
 __all__ = ["Recalibrated", "recalibrated_modules"]
@@ -25,6 +28,10 @@ class Recalibrated(nn.Module):
     (`convert_sync_batchnorm`, timm's `freeze_batch_norm_2d`) replaces modules of that type with
     new ones and would drop the block; in a wrapper it replaces the child and keeps the block.
 
+    Where ``norm`` is a BatchNorm, the two run as one operation (`senet.kernels`) that costs about
+    what the norm does; `choice` says what runs and why. Set ``implementation`` to one of
+    `senet.kernels.IMPLEMENTATIONS` to have that or an error; "reference" calls the two modules.
+
     Args:
         norm: the wrapped module, its output or first input (N, C, …).
         se: the block.
@@ -36,13 +43,42 @@ class Recalibrated(nn.Module):
         self.norm = norm
         self.se = se
         self.site = site
+        self.implementation: str | None = None
         self.training = norm.training
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """The wrapped module's output, recalibrated (its input, where ``site.before``)."""
         if self.site.before:
             return self.norm(self.se(x), *args, **kwargs)
-        return self.se(self.norm(x, *args, **kwargs))
+        if args or kwargs or self._composed_because(x):
+            return self.se(self.norm(x, *args, **kwargs))
+        operands = norm_operands(self.norm, x), block_operands(self.se)
+        return norm_excite(x, *operands, self.implementation)
+
+    def choice(self, x: Tensor) -> Choice:
+        """What would run for this input, and why; nothing runs.
+
+        Raises:
+            UserError: ``implementation`` was set to one that cannot.
+        """
+        if reason := self._composed_because(x):
+            return Choice("reference", reason)
+        operands = norm_operands(self.norm, x, count=False), block_operands(self.se)
+        return select(x, *operands, self.implementation)
+
+    def _composed_because(self, x: Tensor) -> str:
+        """Why the two modules are called one after the other, or nothing."""
+        if self.site.before:
+            return "the block comes before the module"
+        if self.implementation == "reference":
+            return "asked for"
+        reason = obstacle(self.norm, self.se, x)
+        if reason and self.implementation:
+            raise UserError(
+                f"implementation {self.implementation!r} cannot run at "
+                f"{self.site.path or 'this module'}: {reason}"
+            )
+        return reason
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *arguments: Any
@@ -54,15 +90,16 @@ class Recalibrated(nn.Module):
         """Give the keys of a plain network's state dict the names they have in the wrapper."""
         # The wrapped module may have a child of its own that is called norm or se, so a single
         # key does not tell the two forms apart; which form explains more of the keys does.
-        inner, block = set(self.norm.state_dict()), self.se.state_dict()
-        ours = {f"norm.{name}" for name in inner} | {f"se.{name}" for name in block}
+        plain, block = _names(self.norm), self.se.state_dict()
+        gates = {f"se.{name}" for name in block}
+        ours = {f"norm.{name}" for name in plain} | gates
         present = {key.removeprefix(prefix) for key in state_dict if key.startswith(prefix)}
-        if len(present & ours) > len(present & inner) or (inner and not present):
+        if len(present & ours) > len(present & plain) or (plain and not present):
             return
-        for name in sorted(present & inner):
+        for name in sorted(present & plain):
             state_dict[f"{prefix}norm.{name}"] = state_dict.pop(prefix + name)
         # A plain checkpoint says nothing of the block: it stays as it is, also when strict.
-        if not any(f"se.{name}" in present for name in block):
+        if not present & gates - plain:
             state_dict.update({f"{prefix}se.{name}": value for name, value in block.items()})
 
     # Initialisers and converters of other libraries look for these on the end of a branch.
@@ -85,6 +122,18 @@ class Recalibrated(nn.Module):
     def extra_repr(self) -> str:
         """Which tensor is gated."""
         return f"{self.site.kind}, {self.site.placement}"
+
+
+def _names(module: nn.Module) -> set[str]:
+    """The keys that a module's state dict may have, for each wrapper in it plain or not."""
+    names = set(module.state_dict())
+    modules = list(module.named_modules(remove_duplicate=False))
+    for path, inside in reversed(modules):  # from the inside out, so that all forms come about
+        if isinstance(inside, Recalibrated):
+            prefix = f"{path}.norm." if path else "norm."
+            short = prefix.removesuffix("norm.")
+            names |= {short + key.removeprefix(prefix) for key in names if key.startswith(prefix)}
+    return names
 
 
 def recalibrated_modules(model: nn.Module) -> Iterator[tuple[str, Recalibrated]]:

@@ -1,0 +1,128 @@
+"""The algebra with its backward by hand, from operators that PyTorch has.
+
+Forward: moments of each sample (one pass over x), the gate from them, one affine pass.
+Backward: two sums for each sample and channel (one pass over g and x), the gate's small
+backward, one pass for ∂L/∂x. Kept for it: x and vectors of at most (N, C). The derivation, line
+by line, is in ``docs/algebra.md``.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..functional import statistics_dtype
+from . import broadcast, channels_last, gate, rows
+from .operands import Excitation, Norm
+from .statistics import batch_moments, sum_over, update_running
+
+__all__ = ["norm_excite", "passes_for"]
+
+
+def norm_excite(x: Tensor, norm: Norm, excitation: Excitation) -> Tensor:
+    """SE(BN(x)) for x (N, C, S₁, …, S_d): a fresh tensor of x's dtype and memory format.
+
+    Raises:
+        RuntimeError: in backward, where a second derivative is asked for.
+    """
+    w1, b1, w2, b2, *options = excitation
+    # Parameters are arguments of their own, or autograd would not see them.
+    y: Tensor = _NormExcite.apply(x, norm.weight, norm.bias, w1, b1, w2, b2, norm, options)
+    return y
+
+
+def passes_for(x: Tensor) -> ModuleType:
+    """The form of the four passes that suits where x lies and how."""
+    if x.device.type != "cpu" or x.numel() == 0:
+        return broadcast
+    if x.is_contiguous():
+        return rows
+    if x.dim() in (4, 5) and x.movedim(1, -1).is_contiguous():
+        return channels_last
+    return broadcast
+
+
+class _NormExcite(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        w1: Tensor | None,
+        b1: Tensor | None,
+        w2: Tensor,
+        b2: Tensor | None,
+        norm: Norm,
+        options: list[Any],
+    ) -> Tensor:
+        passes = passes_for(x)
+        count = x.numel() // x.shape[1]
+        with torch.autocast(x.device.type, enabled=False):
+            m, v = passes.moments(x, statistics_dtype(x.dtype))
+            if norm.batch_statistics:
+                mean, var, count = batch_moments(m, v, count, norm.group)
+                update_running(norm, mean, var, count)
+            else:
+                mean, var = norm.fixed_statistics(m.dtype)
+            r = torch.rsqrt(var + norm.eps)
+            gamma, beta = _or_ones(weight, r), _or_zeros(bias, r)
+            deviation = (m - mean) * r
+            z = torch.addcmul(beta, gamma, deviation)
+            s, p, q = gate.forward(Excitation(w1, b1, w2, b2, *options), z)
+            y = passes.affine(x, s * (gamma * r), s * beta, mean)
+        ctx.save_for_backward(x, weight, bias, w1, b1, w2, b2, mean, r, deviation, z, s, p, q)
+        ctx.options, ctx.count, ctx.group = options, count, norm.group
+        ctx.batch_statistics = norm.batch_statistics
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "the fused norm and SE block has no second derivative (create_graph=True); "
+                "set implementation = 'reference' on the network's Recalibrated modules"
+            )
+        x, weight, bias, w1, b1, w2, b2, mean, r, deviation, z, s, p, q = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        passes = passes_for(x)
+        g = _laid_out_like(gradients[0], x)
+        with torch.autocast(x.device.type, enabled=False):
+            gamma, beta = _or_ones(weight, r), _or_zeros(bias, r)
+            a = gamma * r
+            s0, s1 = passes.sums(g, x, mean)
+            d_s = torch.addcmul(a * s1, beta, s0)
+            block = Excitation(w1, b1, w2, b2, *ctx.options)
+            zeta, *of_block = gate.backward(block, z, p, q, d_s, needs[3:7])
+            d_beta = torch.addcmul(zeta, s, s0).sum(0)
+            d_gamma = torch.addcmul(zeta * deviation, s * r, s1).sum(0)
+            d_x = None
+            if needs[0]:
+                of_mean = zeta / x.shape[2:].numel()
+                if ctx.batch_statistics:
+                    # Every process needs the sums of all; its own gradients it leaves to DDP.
+                    beta_sum, gamma_sum = sum_over(ctx.group, d_beta, d_gamma)
+                    slope = -a * r * gamma_sum / ctx.count
+                    shift = a * (of_mean - beta_sum / ctx.count) - slope * mean
+                    d_x = passes.combine(g, s * a, x, slope, shift)
+                else:
+                    d_x = passes.affine(g, s * a, a * of_mean, torch.zeros_like(a))
+        d_weight = d_gamma.to(weight.dtype) if needs[1] else None
+        d_bias = d_beta.to(bias.dtype) if needs[2] else None
+        return d_x, d_weight, d_bias, *of_block, None, None
+
+
+def _or_ones(weight: Tensor | None, like: Tensor) -> Tensor:
+    return torch.ones_like(like) if weight is None else weight.to(like.dtype)
+
+
+def _or_zeros(bias: Tensor | None, like: Tensor) -> Tensor:
+    return torch.zeros_like(like) if bias is None else bias.to(like.dtype)
+
+
+def _laid_out_like(g: Tensor, x: Tensor) -> Tensor:
+    """g with x's strides: a gradient may be an expanded scalar, or come in another format."""
+    return g if g.stride() == x.stride() else torch.empty_like(x, dtype=g.dtype).copy_(g)

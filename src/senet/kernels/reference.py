@@ -1,0 +1,37 @@
+"""The truth: `F.batch_norm`, then `senet.functional.squeeze_excite`."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import functional
+from .operands import Excitation, Norm
+
+__all__ = ["norm_excite"]
+
+
+def norm_excite(x: Tensor, norm: Norm, excitation: Excitation) -> Tensor:
+    """SE(BN(x)) as the two are defined, one after the other. x: (N, C, S₁, …, S_d)."""
+    u = F.batch_norm(
+        x,
+        norm.running_mean,
+        norm.running_var,
+        norm.weight,
+        norm.bias,
+        norm.batch_statistics,
+        norm.momentum,
+        norm.eps,
+    )
+    w1, b1, w2, b2, gate, activation, gate_scale, squeeze = excitation
+    return functional.squeeze_excite(
+        u,
+        w1,
+        w2,
+        b1,
+        b2,
+        gate=gate,
+        activation=activation,
+        squeeze_kind=squeeze,
+        gate_scale=gate_scale,
+    )

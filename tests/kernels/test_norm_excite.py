@@ -1,0 +1,270 @@
+"""Every implementation of SE(BN(x)) against float64 autograd through the equations."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from operations import Case, answers, draw, error, rounded
+
+from senet.functional import ACTIVATIONS, GATES
+from senet.kernels import Excitation, Norm, aten, broadcast, channels_last, norm_excite, rows
+
+FAST = ("aten", "traced")
+SHAPES = [
+    (3, 5, 7),
+    (2, 7, 3, 5),
+    (1, 3, 9, 4),
+    (4, 1, 2, 2),
+    (5, 6, 1, 1),
+    (2, 11, 2, 3, 4),
+    (1, 2, 1, 2),
+]
+
+
+def cases() -> st.SearchStrategy[Case]:
+    dims = st.lists(st.integers(1, 6), min_size=1, max_size=3)
+    shapes = st.tuples(st.integers(1, 4), st.integers(1, 13), dims).map(
+        lambda shape: (shape[0], shape[1], *shape[2])
+    )
+    return st.builds(
+        Case,
+        shape=shapes.filter(lambda s: torch.Size(s).numel() > s[1]),
+        channels_last=st.booleans(),
+        batch_statistics=st.booleans(),
+        affine=st.booleans(),
+        bias=st.booleans(),
+        bottleneck=st.booleans(),
+        gate=st.sampled_from(sorted(GATES)),
+        activation=st.sampled_from(sorted(ACTIVATIONS)),
+        running=st.booleans(),
+        gate_scale=st.sampled_from([1.0, 2.0]),
+    ).filter(lambda case: case.running or case.batch_statistics)
+
+
+@settings(max_examples=60, deadline=None)
+@given(case=cases(), seed=st.integers(0, 1000), name=st.sampled_from(FAST))
+def test_output_statistics_and_gradients_are_those_of_the_equations(
+    case: Case, seed: int, name: str
+) -> None:
+    drawn = draw(case, seed)
+    truth, found = answers(case, drawn, "reference"), answers(case, drawn, name)
+    assert found.keys() == truth.keys()
+    for answer, expected in truth.items():
+        torch.testing.assert_close(found[answer], expected, rtol=1e-8, atol=1e-9, msg=answer)
+
+
+@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("batch_statistics", [False, True])
+def test_float32_is_as_close_to_the_truth_as_composed(
+    name: str, shape: tuple[int, ...], channels_last: bool, batch_statistics: bool
+) -> None:
+    case = Case(shape, channels_last, batch_statistics)
+    drawn = rounded(draw(case), torch.float32)
+    truth = answers(case, drawn, "reference")
+    ours = error(answers(case, drawn, name, torch.float32), truth)
+    composed = error(answers(case, drawn, "reference", torch.float32), truth)
+    for answer, largest in ours.items():
+        assert largest <= max(2 * composed[answer], 2e-5), answer
+
+
+@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("batch_statistics", [False, True])
+def test_half_precisions_round_once(
+    name: str, dtype: torch.dtype, channels_last: bool, batch_statistics: bool
+) -> None:
+    """With parameters in float32 only the result is rounded: half a unit in the last place."""
+    case = Case((3, 7, 5, 6), channels_last, batch_statistics)
+    drawn = rounded(draw(case), dtype, torch.float32)
+    truth = answers(case, drawn, "reference")
+    found = error(answers(case, drawn, name, dtype, torch.float32), truth)
+    for answer in ("y", "x"):
+        assert found.pop(answer) <= 0.51 * torch.finfo(dtype).eps, answer
+    assert max(found.values()) < 1e-4, found
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_parameters_may_be_half_too(name: str) -> None:
+    case = Case((3, 7, 5, 6))
+    drawn = rounded(draw(case), torch.bfloat16)
+    found = error(answers(case, drawn, name, torch.bfloat16), answers(case, drawn, "reference"))
+    assert max(found.values()) < 2 * torch.finfo(torch.bfloat16).eps, found
+
+
+@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_a_large_mean_costs_at_most_twice_the_digits_it_costs_batch_norm(
+    name: str, memory_format: torch.memory_format
+) -> None:
+    torch.manual_seed(0)
+    x = (torch.randn(4, 5, 31, 29) + 1e4).contiguous(memory_format=memory_format)
+    truth = F.batch_norm(x.double(), None, None, training=True)
+    batch_norm = (F.batch_norm(x, None, None, training=True) - truth).abs().max()
+    identity = Excitation(None, None, torch.zeros(5, 5), None, gate_scale=2.0)
+    norm = Norm(None, None, None, None)
+    ours = (norm_excite(x, norm, identity, name) - truth).abs().max()
+    assert ours <= 2 * batch_norm
+
+
+@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_half_precision_sums_do_not_overflow(name: str, memory_format: torch.memory_format) -> None:
+    """300 · 64 · 64 is beyond float16, and so is its square root's square."""
+    torch.manual_seed(0)
+    x = (torch.randn(2, 3, 64, 64) + 300).half().contiguous(memory_format=memory_format)
+    x.requires_grad_()
+    block = Excitation(None, None, torch.eye(3), None)
+    y = norm_excite(x, Norm(torch.ones(3), torch.zeros(3), None, None), block, name)
+    y.backward(torch.full_like(y, 100.0))
+    assert y.isfinite().all()
+    assert y.float().std() > 0.2
+    assert x.grad is not None
+    assert x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_constant_channels_have_no_variance_and_no_gradient_blows_up(
+    name: str, memory_format: torch.memory_format
+) -> None:
+    case = Case((3, 4, 5, 5), memory_format == torch.channels_last)
+    drawn = draw(case)
+    drawn.x[:, 1:3] = 7.0
+    truth = answers(case, drawn, "reference")
+    for answer, expected in answers(case, drawn, name).items():
+        torch.testing.assert_close(expected, truth[answer], rtol=1e-6, atol=1e-8, msg=answer)
+
+
+@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize(("shape", "channels_last"), list(product(SHAPES, [False, True])))
+def test_uninitialised_memory_is_never_read(
+    name: str, shape: tuple[int, ...], channels_last: bool
+) -> None:
+    case = Case(shape, channels_last)
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    try:  # torch.empty is full of NaN now
+        for dtype in (torch.float32, torch.bfloat16):
+            found = answers(case, draw(case), name, dtype, torch.float32)
+            assert all(t.isfinite().all() for t in found.values())
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("name", ["aten", "traced", "reference"])
+@pytest.mark.parametrize("shape", [(1, 5, 1), (1, 5, 1, 1)], ids=str)
+def test_one_value_a_channel_raises_as_batch_norm_does(name: str, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        answers(Case(shape), draw(Case(shape)), name)
+    answers(Case(shape, batch_statistics=False), draw(Case(shape)), name)
+
+
+def test_each_layout_has_a_form_of_its_own() -> None:
+    x = torch.empty(2, 3, 4, 5)
+    assert aten.passes_for(x) is rows
+    assert aten.passes_for(x.contiguous(memory_format=torch.channels_last)) is channels_last
+    assert aten.passes_for(x[..., ::2]) is broadcast
+    assert aten.passes_for(x.to("meta")) is broadcast
+
+
+def test_other_strides_and_broadcast_gradients() -> None:
+    case = Case((3, 5, 4, 6))
+    drawn = draw(case)
+    strided = torch.zeros(3, 5, 4, 12, dtype=torch.float64)[..., ::2].copy_(drawn.x)
+    vectors = drawn.vectors
+    results = []
+    for name, x in (("aten", strided), ("reference", drawn.x)):
+        x.requires_grad_()
+        block = Excitation(*(vectors[n] for n in ("w1", "b1", "w2", "b2")))  # type: ignore[arg-type]
+        y = norm_excite(x, Norm(vectors["weight"], vectors["bias"], None, None), block, name)
+        # a sum's gradient is an expanded scalar; a transposed one has other strides
+        (y.sum() + (y.movedim(1, -1).contiguous() ** 2).sum()).backward()
+        results.append((y.detach(), x.grad))
+    for ours, truth in zip(*results, strict=True):
+        torch.testing.assert_close(ours, truth)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_kept_for_backward_are_x_and_vectors(memory_format: torch.memory_format) -> None:
+    n, c, hidden = 4, 32, 8
+    x = torch.randn(n, c, 16, 16).contiguous(memory_format=memory_format).requires_grad_()
+    parameters = [torch.randn(s, requires_grad=True) for s in ((c,), (c,), (hidden, c), (hidden,))]
+    weight, bias, w1, b1 = parameters
+    w2, b2 = torch.randn(c, hidden, requires_grad=True), torch.randn(c, requires_grad=True)
+    known = {t.untyped_storage().data_ptr() for t in (x, weight, bias, w1, b1, w2, b2)}
+    kept: dict[int, int] = {}
+
+    def pack(t: torch.Tensor) -> torch.Tensor:
+        storage = t.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        y = norm_excite(x, Norm(weight, bias, None, None), Excitation(w1, b1, w2, b2), "aten")
+    vectors = 4 * (2 * c + 4 * n * c + n * hidden)  # μ, r; (m − μ)·r, z, s, q; p
+    assert sum(kept.values()) == vectors
+    assert y.grad_fn is not None
+
+
+def test_a_second_derivative_is_refused_with_what_to_do() -> None:
+    x = torch.randn(2, 3, 4, requires_grad=True)
+    block = Excitation(None, None, torch.eye(3), None)
+    y = norm_excite(x, Norm(None, None, None, None), block, "aten")
+    with pytest.raises(RuntimeError, match=r"no second derivative.*implementation = 'reference'"):
+        torch.autograd.grad(y.sum(), x, create_graph=True)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (2, 3, 4)], ids=str)
+def test_the_output_is_a_tensor_of_its_own(shape: tuple[int, ...]) -> None:
+    """Blocks add to it in place, which autograd forbids on a view made in a Function."""
+    x = torch.randn(shape, requires_grad=True)
+    block = Excitation(None, None, torch.eye(3), None)
+    for name in ("aten", "traced"):
+        y = norm_excite(x, Norm(None, None, None, None), block, name)
+        y += x
+        y.sum().backward()
+
+
+@pytest.mark.parametrize("wanted", ["x", "weight", "bias", "w1", "b1", "w2", "b2"])
+def test_only_the_gradients_that_are_asked_for(wanted: str) -> None:
+    case = Case((3, 5, 4, 6))
+    drawn = draw(case)
+    truth = answers(case, drawn, "reference")[wanted]
+    tensors = {"x": drawn.x, **drawn.vectors}
+    tensor = tensors[wanted]
+    assert tensor is not None
+    tensor.requires_grad_()
+    x, weight, bias, w1, b1, w2, b2 = tensors.values()
+    block = Excitation(w1, b1, w2, b2)  # type: ignore[arg-type]
+    y = norm_excite(x, Norm(weight, bias, None, None), block, "aten")  # type: ignore[arg-type]
+    y.backward(drawn.g)
+    torch.testing.assert_close(tensor.grad, truth)
+    assert all(t is None or t is tensor or t.grad is None for t in tensors.values())
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_twice_the_same_is_the_same_to_the_bit(channels_last: bool) -> None:
+    case = Case((4, 19, 9, 7), channels_last)
+    first, second = (answers(case, draw(case), "aten", torch.float32) for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_gradcheck() -> None:
+    case = Case((2, 3, 2, 3), gate="tanh", activation="silu")
+    drawn = draw(case)
+    tensors = [drawn.x, *(t for t in drawn.vectors.values() if t is not None)]
+
+    def function(x, weight, bias, w1, b1, w2, b2):  # type: ignore[no-untyped-def]
+        block = Excitation(w1, b1, w2, b2, case.gate, case.activation)
+        return norm_excite(x, Norm(weight, bias, None, None), block, "aten")
+
+    assert torch.autograd.gradcheck(function, [t.requires_grad_() for t in tensors])

@@ -1,0 +1,83 @@
+"""One place decides what runs, says why, and refuses by name what cannot."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from senet import UserError
+from senet.kernels import IMPLEMENTATIONS, Choice, Excitation, Norm, norm_excite, select
+
+BLOCK = Excitation(None, None, torch.eye(3), torch.zeros(3))
+NORM = Norm(torch.ones(3), torch.zeros(3), torch.zeros(3), torch.ones(3))
+X = torch.randn(2, 3, 4, 5)
+
+
+class Own(Tensor):
+    pass
+
+
+def test_left_to_itself_it_picks_and_says_why() -> None:
+    assert select(X, NORM, BLOCK) == Choice("aten", "one read for the statistics, one affine write")
+
+
+REFUSED = [
+    (X, NORM, BLOCK._replace(squeeze="max"), "the squeeze is 'max'"),
+    (X, NORM, BLOCK._replace(squeeze="none"), "the squeeze is 'none'"),
+    (X[:, :, 0, 0], NORM, BLOCK, "no positions to squeeze"),
+    (X[:0], NORM, BLOCK, "the batch is empty"),
+    (X.long(), NORM, BLOCK, "torch.int64"),
+    (torch.randn(2, 4, 5), NORM, BLOCK, "4 channels, but a vector of 3"),
+    (X, NORM, BLOCK._replace(w2=torch.eye(4, 3), b2=None), "3 channels, but 4 gates"),
+    (X, NORM._replace(weight=torch.ones(3).half()), BLOCK, "x is torch.float32, the norm torch.f"),
+]
+
+
+@pytest.mark.parametrize(("x", "norm", "block", "reason"), REFUSED, ids=[r[3] for r in REFUSED])
+def test_what_the_algebra_does_not_cover_is_composed(
+    x: Tensor, norm: Norm, block: Excitation, reason: str
+) -> None:
+    choice = select(x, norm, block)
+    assert choice.implementation == "reference"
+    assert reason in choice.reason
+    for name in ("aten", "traced"):
+        with pytest.raises(UserError, match=f"implementation '{name}' cannot run here") as refusal:
+            norm_excite(x, norm, block, name)
+        assert reason in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("x", "reason"),
+    [(X.to("meta"), "meta device"), (X.as_subclass(Own), "a class of its own")],
+)
+def test_a_backward_by_hand_needs_plain_tensors(x: Tensor, reason: str) -> None:
+    assert reason in select(x, NORM, BLOCK).reason
+    with pytest.raises(UserError, match=reason):
+        select(x, NORM, BLOCK, "aten")
+    assert select(x, NORM, BLOCK, "traced").implementation == "traced"
+
+
+def test_inside_function_transforms_it_is_composed() -> None:
+    seen: list[Choice] = []
+
+    def function(x: Tensor) -> Tensor:
+        seen.append(select(x, NORM, BLOCK))
+        return norm_excite(x, Norm(None, None, None, None), BLOCK).sum()
+
+    torch.func.grad(function)(X)
+    with torch.autograd.forward_ad.dual_level():
+        function(X)
+    assert [choice.implementation for choice in seen] == ["reference", "reference"]
+    assert "forward derivative" in seen[1].reason
+
+
+def test_an_unknown_name_gets_the_nearest() -> None:
+    with pytest.raises(UserError, match=r"unknown implementation 'atten'; .*aten"):
+        select(X, NORM, BLOCK, "atten")
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+def test_asked_for_by_name_it_runs(name: str) -> None:
+    assert select(X, NORM, BLOCK, name) == Choice(name, "asked for")
+    assert norm_excite(X, NORM, BLOCK, name).shape == X.shape

@@ -1,0 +1,79 @@
+"""Two processes, one batch between them: what SyncBatchNorm and its block find, to a file each.
+
+Usage: synchronised.py FOLDER, an empty one; it gets 0.pt and 1.pt.
+"""
+
+from __future__ import annotations
+
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.multiprocessing import start_processes
+from torch.nn.parallel import DistributedDataParallel
+
+from senet import recalibrate
+
+CHANNELS, SPLIT = 6, (3, 5)
+"""The shares are uneven, so that the processes do not weigh the same."""
+
+
+def network(norm: type[nn.Module]) -> nn.Module:
+    """A norm that ends in SE, all of it drawn at random."""
+    torch.manual_seed(0)
+    model = recalibrate(norm(CHANNELS).double(), CHANNELS)
+    for tensor in model.parameters():
+        nn.init.normal_(tensor)
+    return model.double()
+
+
+def batch() -> tuple[Tensor, Tensor]:
+    """x and ∂L/∂y of the whole batch, (8, 6, 5, 4)."""
+    rng = torch.Generator().manual_seed(1)
+    shape = (sum(SPLIT), CHANNELS, 5, 4)
+    offset = torch.arange(8, dtype=torch.float64).view(-1, 1, 1, 1)  # the shares differ in mean
+    x = torch.randn(shape, generator=rng, dtype=torch.float64) + offset
+    return x, torch.randn(shape, generator=rng, dtype=torch.float64)
+
+
+def findings(model: nn.Module, x: Tensor, g: Tensor) -> dict[str, Tensor]:
+    """Two steps: the second's output, gradients and running statistics."""
+    for _ in range(2):
+        model.zero_grad()
+        x = x.detach().requires_grad_()
+        y = model(x)
+        y.backward(g)
+    found = {"y": y.detach(), "x": x.grad}
+    found |= {name: p.grad for name, p in model.named_parameters()}
+    found |= dict(model.named_buffers())
+    return {name.removeprefix("module."): t for name, t in found.items() if t is not None}
+
+
+def _work(rank: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        init_method=(folder / "rendezvous").as_uri(),
+        rank=rank,
+        world_size=len(SPLIT),
+        timeout=timedelta(seconds=60),
+    )
+    x, g = (t.split(SPLIT)[rank] for t in batch())
+    model = DistributedDataParallel(network(nn.BatchNorm2d))
+    # Around a SyncBatchNorm on the CPU it would refuse, as PyTorch's own has no such forward.
+    model.module.norm = nn.SyncBatchNorm.convert_sync_batchnorm(model.module.norm)
+    found = findings(model, x, g)
+    found["fused"] = torch.tensor(model.module.choice(x).implementation == "aten")
+    # A process without images takes part in the others' statistics and gradients all the same.
+    x, g = (t[: 8 * rank] for t in batch())
+    alone = findings(network(nn.SyncBatchNorm), x, g)
+    found |= {f"alone.{name}": t for name, t in alone.items()}
+    torch.save(found, folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    start_processes(_work, (Path(sys.argv[1]),), nprocs=len(SPLIT), start_method="fork")

@@ -1,0 +1,275 @@
+"""The wrapper: a real norm and a real block as one operation, or as the two modules they are."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm.layers
+import torch
+import torchvision
+from synchronised import SPLIT, batch, findings, network
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from senet import UserError, adopt, attach, recalibrate
+from senet.block import BlockOptions, SqueezeExcite
+from senet.norm import Recalibrated, recalibrated_modules
+
+C = 6
+NORMS = {
+    "1d": (lambda: nn.BatchNorm1d(C), (3, C, 7)),
+    "2d": (lambda: nn.BatchNorm2d(C), (3, C, 4, 5)),
+    "3d": (lambda: nn.BatchNorm3d(C), (2, C, 2, 3, 4)),
+    "cumulative": (lambda: nn.BatchNorm2d(C, momentum=None), (3, C, 4, 5)),
+    "plain": (lambda: nn.BatchNorm2d(C, affine=False), (3, C, 4, 5)),
+    "untracked": (lambda: nn.BatchNorm2d(C, track_running_stats=False), (3, C, 4, 5)),
+    "sync": (lambda: nn.SyncBatchNorm(C), (3, C, 4, 5)),
+    "timm": (lambda: timm.layers.BatchNormAct2d(C, apply_act=False), (3, C, 4, 5)),
+    "frozen": (lambda: torchvision.ops.FrozenBatchNorm2d(C), (3, C, 4, 5)),
+}
+
+
+def wrapper(kind: str, **options: object) -> Recalibrated:
+    torch.manual_seed(0)
+    norm = NORMS[kind][0]()
+    for name, tensor in (*norm.named_parameters(), *norm.named_buffers()):
+        if tensor.is_floating_point():
+            nn.init.uniform_(tensor, 0.5, 2.0) if "var" in name else nn.init.normal_(tensor)
+    return recalibrate(norm, C, options=BlockOptions(hidden=3, **options)).double()  # type: ignore[arg-type]
+
+
+def steps(model: nn.Module, x: Tensor, count: int = 3) -> dict[str, Tensor]:
+    """A few steps of SGD: the last output, the input's gradient, and all that the model holds."""
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    for step in range(count):
+        x = (x.detach() + step).requires_grad_()
+        y = model(x)
+        optimizer.zero_grad()
+        y.square().sum().sqrt().backward()
+        optimizer.step()
+    assert x.grad is not None
+    return {"y": y.detach(), "x": x.grad, **model.state_dict()}
+
+
+@pytest.mark.parametrize("kind", NORMS)
+@pytest.mark.parametrize("training", [True, False])
+def test_training_the_fused_pair_is_training_the_two(kind: str, training: bool) -> None:
+    fused = wrapper(kind).train(training)
+    composed = copy.deepcopy(fused)
+    composed.implementation = "reference"
+    x = torch.randn(NORMS[kind][1], dtype=torch.float64)
+    assert fused.choice(x).implementation == "aten", fused.choice(x).reason
+    assert composed.choice(x) == ("reference", "asked for")
+    ours, truth = steps(fused, x), steps(composed, x)
+    for name, expected in truth.items():
+        torch.testing.assert_close(ours[name], expected, msg=name)
+
+
+class _Doubled(nn.BatchNorm2d):
+    def forward(self, input: Tensor) -> Tensor:
+        return 2 * super().forward(input)
+
+
+@pytest.mark.parametrize(
+    ("norm", "reason"),
+    [
+        (nn.GroupNorm(2, C), "GroupNorm is not a BatchNorm"),
+        (nn.Conv2d(C, C, 1), "Conv2d is not a BatchNorm"),
+        (_Doubled(C), "_Doubled is not a BatchNorm"),
+        (timm.layers.BatchNormAct2d(C), "ends in its own ReLU"),
+    ],
+)
+def test_other_modules_are_called_and_then_the_block(norm: nn.Module, reason: str) -> None:
+    model = recalibrate(norm, C)
+    x = torch.randn(2, C, 4, 5)
+    assert model.choice(x).implementation == "reference"
+    assert reason in model.choice(x).reason
+    torch.testing.assert_close(model(x), model.se(model.norm(x)))
+    model.implementation = "aten"
+    with pytest.raises(UserError, match=f"'aten' cannot run at this module: .*{reason}"):
+        model(x)
+
+
+@pytest.mark.parametrize("squeeze", ["max", "none"])
+def test_a_squeeze_without_algebra_is_composed(squeeze: str) -> None:
+    model = wrapper("2d", squeeze=squeeze)
+    x = torch.randn(2, C, 4, 5, dtype=torch.float64)
+    assert "the algebra is that of average pooling" in model.choice(x).reason
+    torch.testing.assert_close(model(x), model.se(model.norm(x)))
+
+
+@pytest.mark.parametrize("where", ["norm", "se", "se.fc1", "se.fc2"])
+@pytest.mark.parametrize("kind", ["forward", "forward_pre", "full_backward"])
+def test_what_is_hung_on_a_module_is_called(where: str, kind: str) -> None:
+    model = wrapper("2d")
+    x = torch.randn(2, C, 4, 5, dtype=torch.float64, requires_grad=True)
+    calls: list[str] = []
+    hooked = model.get_submodule(where)
+    handle = getattr(hooked, f"register_{kind}_hook")(lambda *_: calls.append(where))
+    assert "a hook waits" in model.choice(x).reason
+    model(x).sum().backward()
+    assert calls == [where]
+    handle.remove()
+    assert model.choice(x).implementation == "aten"
+
+
+def test_a_replaced_layer_and_another_kind_of_block_are_called() -> None:
+    class LowRank(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            return super().forward(input) * 0
+
+    model = wrapper("2d")
+    x = torch.randn(2, C, 4, 5, dtype=torch.float64)
+    model.se.fc2 = LowRank(3, C).double()
+    assert "a layer of the block was replaced" in model.choice(x).reason
+    torch.testing.assert_close(model(x), model.norm(x) / 2)
+
+
+@pytest.mark.parametrize("implementation", [None, "traced", "aten", "reference"])
+def test_errors_of_the_norm_stay_its_own(implementation: str | None) -> None:
+    model = wrapper("2d").float()
+    model.implementation = implementation
+    with pytest.raises(ValueError, match="expected 4D input"):
+        model(torch.randn(2, C, 7))
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        model(torch.randn(1, C, 1, 1))
+
+
+def test_asking_what_would_run_counts_no_batch() -> None:
+    model = wrapper("cumulative")
+    model.choice(torch.randn(2, C, 4, 5, dtype=torch.float64))
+    assert model.norm.num_batches_tracked == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_and_half_inputs(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    conv, pair = nn.Conv2d(3, C, 3), wrapper("2d").float()
+    x = torch.randn(4, 3, 9, 9)
+    with torch.autocast("cpu", dtype):
+        u = conv(x)
+        y = pair(u)
+        assert pair.choice(u).implementation == "aten"
+    assert u.dtype == y.dtype == dtype
+    y.float().square().sum().backward()
+    truth = copy.deepcopy(pair).double()
+    truth.implementation = "reference"
+    expected = truth(u.detach().double())
+    torch.testing.assert_close(y.double(), expected, rtol=torch.finfo(dtype).eps, atol=1e-3)
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in pair.parameters())
+
+
+def test_whole_networks_run_fused_and_train_alike() -> None:
+    torch.manual_seed(0)
+    fused = attach(torchvision.models.resnet18(num_classes=7), input_size=(3, 64, 64)).double()
+    composed = copy.deepcopy(fused)
+    for _, module in recalibrated_modules(composed):
+        module.implementation = "reference"
+    x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    seen: dict[str, str] = {}
+
+    def note(module: nn.Module, inputs: tuple[Tensor]) -> None:
+        assert isinstance(module, Recalibrated)
+        seen[module.site.path] = module.choice(*inputs).implementation
+
+    for _, module in recalibrated_modules(fused):
+        module.register_forward_pre_hook(note)
+    ours, truth = steps(fused, x, 1), steps(composed, x, 1)
+    assert len(seen) == 8
+    assert set(seen.values()) == {"aten"}
+    for name, expected in truth.items():
+        torch.testing.assert_close(ours[name], expected, rtol=1e-6, atol=1e-8, msg=name)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_activation_checkpointing_gives_the_same_gradients(reentrant: bool) -> None:
+    model, again = wrapper("plain"), wrapper("plain")
+    x = torch.randn(3, C, 4, 5, dtype=torch.float64, requires_grad=True)
+    model(x).square().sum().backward()
+    checkpoint(again, x, use_reentrant=reentrant).square().sum().backward()
+    for one, other in zip(model.parameters(), again.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
+
+
+def test_compiled_it_is_the_traced_algebra() -> None:
+    model = wrapper("2d")
+    model.implementation = "traced"  # eager it runs too
+    x = torch.randn(3, C, 4, 5, dtype=torch.float64)
+    truth = steps(copy.deepcopy(model), x)
+    model.implementation = None
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    ours = steps(compiled, x)
+    torch._dynamo.reset()
+    for name, expected in truth.items():
+        torch.testing.assert_close(ours.get(name, ours.get(f"_orig_mod.{name}")), expected)
+
+
+def test_a_compiled_norm_with_its_block_is_one_graph_without_batch_norm() -> None:
+    graphs: list[torch.fx.GraphModule] = []
+
+    def backend(graph: torch.fx.GraphModule, _: object) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    model = wrapper("2d")
+    x = torch.randn(3, C, 4, 5, dtype=torch.float64)
+    torch.testing.assert_close(torch.compile(model, backend=backend)(x), copy.deepcopy(model)(x))
+    torch._dynamo.reset()
+    targets = {str(node.target) for node in graphs[0].graph.nodes}
+    assert len(graphs) == 1
+    assert any("var_mean" in target for target in targets)
+    assert not any("batch_norm" in target for target in targets)
+
+
+def test_transforms_of_functions_see_operators() -> None:
+    model = wrapper("untracked")
+    x = torch.randn(2, C, 4, 5, dtype=torch.float64)
+    gradient = torch.func.grad(lambda t: torch.func.functional_call(model, {}, (t,)).square().sum())
+    leaf = x.clone().requires_grad_()
+    model(leaf).square().sum().backward()
+    torch.testing.assert_close(gradient(x), leaf.grad)
+
+
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
+    folder = tmp_path_factory.mktemp("processes")
+    script = Path(__file__).with_name("synchronised.py")
+    subprocess.run([sys.executable, script, folder], check=True, timeout=120)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(len(SPLIT))]
+
+
+def test_two_processes_are_one_on_the_whole_batch(processes: list[dict[str, Tensor]]) -> None:
+    truth = network(nn.BatchNorm2d)
+    truth.implementation = "reference"
+    expected = findings(truth, *batch())
+    assert all(found["fused"] for found in processes)
+    for name, whole in expected.items():
+        if name in ("y", "x"):
+            torch.testing.assert_close(torch.cat([found[name] for found in processes]), whole)
+            continue
+        gradient = name in dict(truth.named_parameters())
+        for found in processes:  # DDP averages gradients, so that two ranks have half the sum
+            torch.testing.assert_close(found[name], whole / 2 if gradient else whole, msg=name)
+
+
+def test_a_process_without_images_takes_part(processes: list[dict[str, Tensor]]) -> None:
+    truth = network(nn.BatchNorm2d)
+    truth.implementation = "reference"
+    expected = findings(truth, *batch())
+    empty, full = processes
+    assert empty["alone.y"].numel() == 0
+    for name, whole in expected.items():
+        torch.testing.assert_close(full[f"alone.{name}"], whole, msg=name)
+    for name in ("norm.running_mean", "norm.running_var"):
+        torch.testing.assert_close(empty[f"alone.{name}"], expected[name])
+
+
+def test_adopted_blocks_have_no_norm_to_end() -> None:
+    """Theirs follows an activation; nothing is wrapped, so nothing changes."""
+    model = adopt(torchvision.models.mobilenet_v3_small())
+    assert not list(recalibrated_modules(model))
+    assert any(isinstance(module, SqueezeExcite) for module in model.modules())
