@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import timm
 import torch
+import torch.nn.functional as F
 import torchvision
 from torch import nn
 from torch.overrides import TorchFunctionMode
@@ -24,6 +26,9 @@ INPUT_SIZES = {
     "resnet_1d": (12, 256),
     "tdnn": (24, 100),
     "shufflenet_v1": (24, 32, 32),
+    "tutorial_cnn": (3, 32, 32),
+    "unet_transposed": (3, 32, 32),
+    "unet_interpolated": (3, 32, 32),
 }
 """(C, …) of those that do not take the usual image."""
 
@@ -140,5 +145,63 @@ def _shufflenet_v1() -> nn.Module:
     return nn.Sequential(*(_ShuffleUnit(*unit) for unit in units))
 
 
-OWN = {"resnet_1d": _resnet_1d, "tdnn": _Tdnn, "shufflenet_v1": _shufflenet_v1}
+class _TutorialCnn(nn.Module):
+    """PyTorch's tutorial network: functional ReLUs, one pooling module called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(3, 12, 5), nn.Conv2d(12, 16, 5)
+        self.pool = nn.MaxPool2d(2, 2)
+        self.fc1, self.fc2 = nn.Linear(16 * 5 * 5, 120), nn.Linear(120, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.pool(F.relu(self.conv1(x)))
+        x = self.pool(F.relu(self.conv2(x)))
+        return self.fc2(F.relu(self.fc1(torch.flatten(x, 1))))
+
+
+def _double_convolution(inputs: int, outputs: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for channels in (inputs, outputs):
+        convolution = nn.Conv2d(channels, outputs, 3, 1, 1, bias=False)
+        layers += [convolution, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers)
+
+
+class _UNet(nn.Module):
+    """Ronneberger et al. 2015 with three levels; ways up are transposed or interpolated."""
+
+    def __init__(self, transposed: bool) -> None:
+        super().__init__()
+        widths = (16, 32, 64)
+        ins = (3, *widths)
+        self.down = nn.ModuleList(_double_convolution(i, o) for i, o in pairwise(ins))
+        ways_up: list[nn.Module] = []
+        levels: list[nn.Module] = []
+        for low, high in pairwise(widths[::-1]):
+            ways_up.append(nn.ConvTranspose2d(low, high, 2, 2) if transposed else nn.Identity())
+            levels.append(_double_convolution((high if transposed else low) + high, high))
+        self.ways_up, self.up = nn.ModuleList(ways_up), nn.ModuleList(levels)
+        self.head = nn.Conv2d(widths[0], 2, 1)
+        self.transposed = transposed
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        passed = []
+        for level in self.down:
+            x = level(F.max_pool2d(x, 2) if passed else x)
+            passed.append(x)
+        for way_up, level, beside in zip(self.ways_up, self.up, passed[-2::-1], strict=True):
+            x = way_up(x if self.transposed else F.interpolate(x, scale_factor=2.0))
+            x = level(torch.cat([beside, x], 1))
+        return self.head(x)
+
+
+OWN: dict[str, Callable[[], nn.Module]] = {
+    "resnet_1d": _resnet_1d,
+    "tdnn": _Tdnn,
+    "shufflenet_v1": _shufflenet_v1,
+    "tutorial_cnn": _TutorialCnn,
+    "unet_transposed": lambda: _UNet(transposed=True),
+    "unet_interpolated": lambda: _UNet(transposed=False),
+}
 """Networks that neither library has."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class Residual(nn.Module):
@@ -22,12 +24,24 @@ class Residual(nn.Module):
             self.shortcut = nn.Sequential(projection, nn.BatchNorm2d(channels))
         self.in_place = in_place
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         y = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
         if self.in_place:
             y += self.shortcut(x)
             return self.relu(y)
         return self.relu(y + self.shortcut(x))
+
+
+class Joined(Residual):
+    """A residual block that adds its branch to its input by the function that it is given."""
+
+    def __init__(self, join: Callable[[Tensor, Tensor], Tensor], channels: int = 16) -> None:
+        super().__init__(channels)
+        self.join = join
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn2(self.conv2(self.bn1(self.conv1(x)).relu()))
+        return self.join(x, y).relu()
 
 
 def small_resnet(*, in_place: bool = False, classes: int = 5) -> nn.Sequential:

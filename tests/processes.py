@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,13 +52,18 @@ class Running:
         return Finished(self.process.exitcode, self.out.read_text(), self.err.read_text())
 
 
-def start(arguments: Sequence[str | Path], log: Path) -> Running:
-    """Start ``senet ARGUMENTS`` with one thread; its words go to ``log.out`` and ``log.err``."""
+def start(
+    arguments: Sequence[str | Path], log: Path, environment: Mapping[str, str] | None = None
+) -> Running:
+    """Start ``senet ARGUMENTS`` with one thread; its words go to ``log.out`` and ``log.err``.
+
+    ``environment`` is added to that of the tests.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
     out, err = log.with_suffix(".out"), log.with_suffix(".err")
     words = [str(argument) for argument in arguments]
-    process = context.Process(target=_command, args=(words, out, err))
+    process = context.Process(target=_command, args=(words, out, err, dict(environment or {})))
     process.start()
     return Running(process, out, err)
 
@@ -82,11 +87,12 @@ def wait_until(
     raise AssertionError(f"waited {seconds} s: {running.err.read_text()}")
 
 
-def _command(arguments: list[str], out: Path, err: Path) -> None:
+def _command(arguments: list[str], out: Path, err: Path, environment: dict[str, str]) -> None:
     import torch
 
     from senet.cli import main
 
+    os.environ.update(environment)
     for path, stream in ((out, 1), (err, 2)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
     for stream in (sys.stdout, sys.stderr):

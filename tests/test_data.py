@@ -274,3 +274,8 @@ def test_digits_come_fast_enough() -> None:
     finally:
         torch.set_num_threads(threads)
     assert max(speeds) > 3000
+
+
+def test_more_workers_than_a_machine_can_take_are_refused() -> None:
+    with pytest.raises(UserError, match=r"workers is 100000, .* use at most \d+"):
+        DataOptions(workers=100_000)

@@ -48,7 +48,7 @@ def test_counts_are_those_of_counting(images: int, classes: int, size: int, seed
     assert result.confusion == confusion
     assert result.images == images
     assert result.top1 == pytest.approx(sum(confusion[c][c] for c in range(classes)) / images)
-    assert result.top5 == pytest.approx(top5 / images)
+    assert result.top5 == (pytest.approx(top5 / images) if classes > 5 else None)
     assert result.loss == pytest.approx(nn.functional.cross_entropy(logits, labels).item(), 1e-4)
     assert result.images_per_second > 0
     for c, name in enumerate(names):
@@ -57,9 +57,13 @@ def test_counts_are_those_of_counting(images: int, classes: int, size: int, seed
         assert result.per_class[name] == (expected if expected is None else pytest.approx(expected))
 
 
-def test_few_classes_are_all_in_the_top_five() -> None:
-    logits, labels = torch.randn(10, 3), torch.arange(10) % 3
-    assert evaluate(nn.Flatten(), batches_of(logits, labels, 4), classes=NAMES[:3]).top5 == 1
+@pytest.mark.parametrize(("classes", "told"), [(5, False), (6, True)])
+def test_a_top_five_of_all_classes_tells_nothing(classes: int, told: bool) -> None:
+    logits, labels = torch.randn(10, classes), torch.arange(10) % classes
+    result = evaluate(nn.Flatten(), batches_of(logits, labels, 4), classes=NAMES[:classes])
+    document = json.loads(result.to_json())
+    assert "top5" in document
+    assert (document["top5"] is not None) == told
 
 
 def test_json_has_every_number() -> None:

@@ -114,3 +114,32 @@ def test_a_single_image_cannot_be_split(tmp_path: Path) -> None:
     for path in (tmp_path / "dog").glob("[1-9].png"):
         path.unlink()
     assert "class 'dog'" in refusal(tmp_path)
+
+
+def test_the_fingerprint_is_that_of_paths_and_sizes(tmp_path: Path) -> None:
+    one = make_image_folder(tmp_path / "one", per_class=4)
+    before = read(one).fingerprint()
+    shutil.copytree(one, tmp_path / "two")
+    assert read(tmp_path / "two").fingerprint() == before
+    image = one / "train" / "cat" / "0.png"
+    image.rename(image.with_name("new.png"))
+    renamed = read(one).fingerprint()
+    image.with_name("new.png").rename(image)
+    assert read(one).fingerprint() == before
+    image.write_bytes(image.read_bytes() + b"\0")
+    longer = read(one).fingerprint()
+    shutil.move(image, one / "val" / "cat" / "more.png")
+    assert len({before, renamed, longer, read(one).fingerprint()}) == 4
+
+
+def test_a_link_that_leads_nowhere_has_a_fingerprint_too(tmp_path: Path) -> None:
+    """Reading it will tell what is wrong, in its own words."""
+    make_image_folder(tmp_path, per_class=4)
+    (tmp_path / "train" / "cat" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    assert len(read(tmp_path).fingerprint()) == 16
+
+
+def test_the_fingerprint_of_a_split_is_the_same_every_time(tmp_path: Path) -> None:
+    make_image_folder(tmp_path, per_class=8, split=False)
+    assert read(tmp_path).fingerprint() == read(tmp_path).fingerprint()
+    assert read(tmp_path).fingerprint() != read(tmp_path, seed=1).fingerprint()

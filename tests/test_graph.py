@@ -1,6 +1,7 @@
 """The dataflow graph, and that tracing leaves no trace."""
 
 import random
+import threading
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from networks import Residual, small_resnet
 from torch import nn
 
 from senet import UserError
-from senet.graph import meta_copy, trace
+from senet.tracing import meta_copy, trace
 
 
 def _trace(model, *size):
@@ -138,6 +139,59 @@ def test_leaves_everything_as_it_came(make, device, training):
 def test_a_forward_that_needs_values_runs_for_real():
     graph = _trace(_Valued(), 3, 8, 8)
     assert [n.kind for n in graph.nodes[:2]] == ["input", "conv"]
+
+
+class _Keeping(_Valued):
+    """Keeps what it has computed, which `copy.deepcopy` refuses."""
+
+    def __init__(self):
+        super().__init__()
+        self.kept = {"list": [torch.ones(2, requires_grad=True) * 2]}
+
+
+class _Locked:
+    def __init__(self):
+        self.lock = threading.Lock()
+
+    def hook(self, *_):
+        raise AssertionError("a user's hook saw the trace")
+
+
+def test_what_cannot_be_copied_does_not_matter_where_it_is_not_needed():
+    model = _Keeping()
+    model.register_forward_hook(_Locked().hook)
+    model.conv.register_forward_pre_hook(_Locked().hook)
+    assert [n.kind for n in _trace(model, 3, 8, 8).nodes[:2]] == ["input", "conv"]
+
+
+def test_what_cannot_be_copied_is_told_in_one_line():
+    model = _Valued()
+    model.lock = threading.Lock()
+    with pytest.raises(UserError, match=r"_Valued cannot be copied.*lock.*attributes") as caught:
+        _trace(model, 3, 8, 8)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.spectral_norm])
+@pytest.mark.parametrize("place", ["cpu", "double", "meta"])
+@pytest.mark.parametrize("make", [nn.Conv2d, lambda *sizes: _Valued()], ids=["plain", "valued"])
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated:FutureWarning")
+def test_weights_that_torch_computes_in_a_hook(norm, place, make):
+    """Such a weight is stale after a move, until the next forward: its hook has to run."""
+    model = nn.Sequential(make(3, 3, 1))
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            norm(module)
+    model = model.double() if place == "double" else model.to(place)
+    before = _snapshot(model)
+    like = next(model.parameters())
+    x = torch.zeros(1, 3, 8, 8, dtype=like.dtype, device=like.device)
+    if place == "meta" and make is not nn.Conv2d:
+        with pytest.raises(UserError, match="forward of Sequential failed"):
+            trace(model, (x,), {})
+    else:
+        assert "conv" in [node.kind for node in trace(model, (x,), {}).nodes]
+    assert _snapshot(model) == before
 
 
 def test_meta_copy_copies_no_data():

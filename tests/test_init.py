@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from generated import make_image_folder
 
 from senet import UserError, create_model, load
 from senet.fitting import make_optimizer
@@ -26,12 +27,19 @@ def plain_run(tmp_path_factory):
 def test_warm_start_from_a_plain_run_begins_where_it_ended(plain_run, tmp_path):
     options = replace(PLAIN, model="se_resnet20", init=str(plain_run), warm_start=True, se_lr=0.01)
     model = build(options, num_classes=10).eval()
-    start_from(model, plain_run, options.model)
+    told = start_from(model, plain_run, options.model, num_classes=10)
+    top1 = read_card(plain_run).top1
+    assert told == (
+        f"starting from resnet20 in {plain_run}, which had top-1 {top1:.2%} on its held-out images"
+    )
     x = torch.randn(5, 3, 8, 8)
     assert torch.equal(model(x), load(plain_run)(x))
     # With a learning rate this small an epoch changes nothing that counts.
-    result = train(replace(options, lr=1e-9, se_lr=1e-9, momentum=0.0, nesterov=False), tmp_path)
-    assert abs(result.best.val_top1 - read_card(plain_run).top1) < 0.2
+    lines = []
+    still = replace(options, lr=1e-9, se_lr=1e-9, momentum=0.0, nesterov=False)
+    result = train(still, tmp_path, say=lines.append)
+    assert abs(result.best.val_top1 - top1) < 0.2
+    assert told in lines
 
 
 def test_the_blocks_have_a_learning_rate_of_their_own():
@@ -49,15 +57,24 @@ def test_the_blocks_have_a_learning_rate_of_their_own():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": "se_resnet56"}, "holds resnet20 with 10 classes"),
+        (
+            {"model": "se_resnet56"},
+            r"holds resnet20, whose weights do not fit se_resnet56: it lacks "
+            r"'stage0\.[^']+', '[^']+' and \d+ more$",
+        ),
+        ({"model": "resnet18"}, "do not fit resnet18: it lacks .* has another shape for "),
+        ({"data": "FOLDER"}, r"tells 10 classes apart \(of digits\), but the data here has 2"),
         ({"init": "nowhere"}, "nowhere"),
     ],
 )
 def test_a_run_that_does_not_fit_is_refused(plain_run, tmp_path, changes, message):
     options = replace(PLAIN, model="se_resnet20", init=str(plain_run))
+    if "data" in changes:
+        changes = {"data": str(make_image_folder(tmp_path / "set", per_class=2, size=(8, 8)))}
     with pytest.raises(UserError, match=message) as caught:
         train(replace(options, **changes), tmp_path / "run")
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
     assert not (tmp_path / "run").exists()
 
 
@@ -67,6 +84,8 @@ def test_se_blocks_of_other_options_are_refused(plain_run, tmp_path):
     other = replace(options, init=str(tmp_path / "se"), warm_start=False)
     with pytest.raises(UserError, match="SE blocks of other options"):
         train(other, tmp_path / "other", say=lambda line: None)
+    with pytest.raises(UserError, match="holds se_resnet20, which has SE, but resnet20 has none"):
+        train(replace(PLAIN, init=str(tmp_path / "se")), tmp_path / "other")
     with pytest.raises(UserError, match="twin needs a plain run"):
         train(replace(other, warm_start=True, twin=True), tmp_path / "other")
     assert not (tmp_path / "other").exists()

@@ -1,24 +1,27 @@
 """attach, detach, warm start, and state dicts of plain and attached networks."""
 
 import copy
+import dataclasses
 
 import pytest
 import timm
 import torch
 import torchvision
-from networks import randomise, small_resnet
+from networks import Residual, randomise, small_resnet
 from torch import nn
 
 from senet import (
     Recalibrated,
     SqueezeExcite,
     UserError,
+    adopt,
     attach,
     attached_plan,
     detach,
     plan,
     recalibrate,
     se_parameters,
+    verify,
 )
 from senet.models import build_plain
 
@@ -116,6 +119,64 @@ def test_a_wrapped_module_with_a_child_called_norm():
     assert torch.equal(again.norm.norm.running_var, plain.norm.running_var)
 
 
+def _nested(plain):
+    """The plan of `small_resnet` and, around two of its blocks, one more site."""
+    whole = plan(plain, input_size=SIZE)
+    around = dataclasses.replace(whole[0], path="1")
+    return dataclasses.replace(whole, sites=(*whole.sites, around))
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_plain_checkpoint_of_wrappers_inside_wrappers(order):
+    plain, x = randomise(small_resnet(), 1).eval(), torch.randn(2, *SIZE)
+    nested = _nested(plain)
+    nested = dataclasses.replace(nested, sites=nested.sites[::order])
+    model = attach(small_resnet(), nested, warm_start=True).eval()
+    assert isinstance(model[1].norm[0].bn2, Recalibrated)
+    checkpoint = plain.state_dict()
+    keys = list(checkpoint)
+    model.load_state_dict(checkpoint, strict=True)
+    assert list(checkpoint) == keys
+    torch.testing.assert_close(model(x), plain(x))
+    assert len(verify(model, x)) == 4
+    twin = attach(small_resnet(), nested)
+    twin.load_state_dict(model.state_dict(), strict=True)
+    assert torch.equal(
+        twin.state_dict()["1.norm.0.bn2.se.fc1.weight"], _blocks(model)[0].fc1.weight
+    )
+    missing = {k: v for k, v in model.state_dict().items() if "1.norm.0.bn2.se." not in k}
+    with pytest.raises(RuntimeError, match=r"1\.norm\.0\.bn2\.se\.fc1\.weight"):
+        twin.load_state_dict(missing)
+    assert list(detach(model).state_dict()) == keys
+
+
+def test_checkpoint_of_the_inner_wrappers_alone():
+    inner = attach(randomise(small_resnet(), 1), input_size=SIZE).eval()
+    both, x = attach(small_resnet(), _nested(small_resnet())).eval(), torch.randn(2, *SIZE)
+    both[1].se.zero_init()
+    both[1].se.options = dataclasses.replace(both[1].se.options, gate_scale=2.0)
+    both.load_state_dict(inner.state_dict(), strict=True)
+    torch.testing.assert_close(both(x), inner(x))
+
+
+def test_a_plain_checkpoint_that_has_se_of_its_own():
+    class Foreign(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.se = nn.Conv2d(8, 8, 1), nn.Module()
+            self.se.fc1, self.se.fc2 = nn.Linear(8, 2), nn.Linear(2, 8)
+
+        def forward(self, x):
+            y = self.conv(x)
+            return y * self.se.fc2(self.se.fc1(y.mean((2, 3)))).sigmoid()[:, :, None, None]
+
+    plain, wrapped = Foreign(), recalibrate(Foreign(), 8)
+    gate = wrapped.se.fc1.weight.clone()
+    wrapped.load_state_dict(plain.state_dict(), strict=True)
+    assert torch.equal(wrapped.norm.se.fc1.weight, plain.se.fc1.weight)
+    assert torch.equal(wrapped.se.fc1.weight, gate)
+
+
 def test_detach_gives_the_original_back():
     model = randomise(small_resnet()).eval()
     original, x = copy.deepcopy(model), torch.randn(2, *SIZE)
@@ -145,6 +206,50 @@ def test_device_type_and_mode_follow_the_model():
         assert not block.training
 
 
+class _To(nn.Module):
+    def __init__(self, dtype):
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, x):
+        return x.to(self.dtype)
+
+
+def test_a_block_on_a_module_without_parameters_follows_its_neighbours():
+    """As where the parts of a network are on several devices."""
+    stem = nn.Conv2d(3, 16, 1)
+    model = nn.Sequential(stem, _To(torch.float64), Residual(), _To(torch.float32), Residual())
+    model[2].double()
+    attach(model, input_size=SIZE, placement="identity")
+    assert isinstance(model[2].shortcut.norm, nn.Identity)
+    assert [block.fc1.weight.dtype for block in _blocks(model)] == [torch.float64, torch.float32]
+    assert len(verify(model, torch.randn(2, *SIZE))) == 2
+
+
+def test_an_attribute_that_only_sounds_like_a_norms_is_no_reason_to_refuse():
+    class Branch(nn.Module):
+        num_features = 1000
+
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 3, padding=1)
+
+        def forward(self, x):
+            return self.conv(x).relu()
+
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.branch = Branch()
+
+        def forward(self, x):
+            return x + self.branch(x)
+
+    model = attach(Network(), input_size=SIZE)
+    assert isinstance(model.branch, Recalibrated)
+    assert model.branch.num_features == 1000
+
+
 def test_a_module_with_two_names_is_wrapped_under_both():
     model = small_resnet()
     model[1][0].alias = model[1][0].bn2
@@ -170,10 +275,42 @@ def test_se_parameters_are_all_parameters_once():
     assert len(ids) == len(network["params"]) + len(blocks["params"])
 
 
+def _resized(path, channels, model, **options):
+    whole = plan(model, input_size=SIZE, **options)
+    site = dataclasses.replace(whole[0], path=path, channels=channels)
+    return dataclasses.replace(whole, sites=(site,))
+
+
+class _CalledTwice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.block = nn.Conv2d(3, 16, 1), Residual()
+
+    def forward(self, x):
+        return self.block(self.block(self.stem(x)))
+
+
+class _Small(nn.Module):
+    """Whose pooling needs more positions than a small input has."""
+
+    def __init__(self):
+        super().__init__()
+        self.network, self.pool = small_resnet()[:2], nn.AvgPool2d(7)
+
+    def forward(self, x):
+        return self.pool(self.network(x))
+
+
 def _state(model):
     return [(name, type(module), id(module)) for name, module in model.named_modules()]
 
 
+def _traced(model):
+    return torch.jit.trace(copy.deepcopy(model).eval(), torch.ones(1, *SIZE))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace.*` is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:Lazy modules")
 @pytest.mark.parametrize(
     ("act", "message"),
     [
@@ -196,6 +333,54 @@ def _state(model):
             "plan names",
         ),
         (lambda m: detach(m), "nothing to detach"),
+        (
+            lambda m: attach(m, _resized("1.0.bn2", 17, m)),
+            "the plan has 17 channels at '1.0.bn2', this model 16",
+        ),
+        (
+            lambda m: attach(m, _resized("0.0", 3, m)),
+            "the plan has 3 channels at '0.0', this model 16",
+        ),
+        (
+            lambda m: attach(m, _resized("0.0", 16, m, placement="pre")),
+            "the plan has 16 channels at '0.0', this model 3",
+        ),
+        (lambda m: attach(m, input_size=SIZE, sites=[]), r"sites=\[\] selects nothing"),
+        (lambda m: attach(m, input_size=SIZE, sites=2.5), "sites=2.5 is no path pattern, stage"),
+        (lambda m: attach(m, input_size=SIZE, sites="9.*"), "the pattern '9.\\*' matches no site"),
+        (
+            lambda m: attach(m, input_size=SIZE, reduction=32, min_hidden=0),
+            "leave no hidden unit",
+        ),
+        (
+            lambda m: attach(m.to("meta"), input_size=(5, 8, 8)),
+            r"the forward of Sequential failed on input of shape \(1, 5, 8, 8\)",
+        ),
+        (
+            lambda m: attach(_Small(), input_size=(3, 4, 4)),
+            r"_Small failed on input of shape \(1, 3, 4, 4\): .*output size",
+        ),
+        (
+            lambda m: attach(_CalledTwice(), input_size=SIZE),
+            "nothing to attach to .* its end block.bn2 is called 2 times in one forward",
+        ),
+        (
+            lambda m: attach(timm.create_model("legacy_seresnet18"), input_size=(3, 64, 64)),
+            "the 8 SE blocks that it has become ours by senet.adopt",
+        ),
+        (lambda m: attach(torch.compile(m), input_size=SIZE), "is compiled"),
+        (lambda m: attach(torch.compile(m), plan(m, input_size=SIZE)), r"use .*model\._orig_mod"),
+        (lambda m: detach(torch.compile(m)), r"use the module before .*model\._orig_mod"),
+        (lambda m: adopt(torch.compile(m)), r"use the module before .*model\._orig_mod"),
+        (lambda m: attach(_traced(m), plan(m, input_size=SIZE)), "the model is scripted"),
+        (
+            lambda m: attach(nn.Sequential(nn.LazyConv2d(16, 1), m[1])),
+            "'0.weight' is a lazy parameter",
+        ),
+        *(
+            (lambda m, act=act: act("resnet18"), "'resnet18' is no torch.nn.Module; give the net")
+            for act in (plan, attach, detach, adopt)
+        ),
         (lambda m: plan(attach(m, input_size=SIZE), input_size=SIZE)[:0] or attach(m), "already"),
     ],
 )

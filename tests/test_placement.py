@@ -6,12 +6,13 @@ import pytest
 import timm
 import torch
 import torchvision
+from architectures import build_on_meta
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import Residual, small_resnet
+from networks import Joined, Residual, small_resnet
 from torch import nn
 
-from senet import Plan, UserError, attach, create_model, plan
+from senet import Plan, UserError, attach, create_model, plan, verify
 from senet.models import build_plain
 
 
@@ -76,6 +77,161 @@ class _LayerScaled(nn.Module):
 
 def test_site_is_before_drop_path_and_layer_scale():
     assert _paths(_LayerScaled(), input_size=(16, 8, 8)) == ["norm"]
+
+
+_HALF = torch.tensor([0.5])
+SUMS = {
+    "stack, sum(0)": lambda x, f: torch.stack([x, f]).sum(0),
+    "stack, sum(dim=1)": lambda x, f: torch.sum(torch.stack((f, x), 1), dim=1),
+    "stack, mean(-1)": lambda x, f: torch.stack([x, f], dim=-1).mean([-1]),
+    "addcmul": lambda x, f: torch.addcmul(x, f, _HALF.to(x.device)),
+    "addcmul_, keywords": lambda x, f: x.clone().addcmul_(tensor1=_HALF.to(x.device), tensor2=f),
+    "addcdiv": lambda x, f: torch.addcdiv(x, f, _HALF.to(x.device)),
+    "lerp": lambda x, f: torch.lerp(x, f, 0.3),
+    "x - f": lambda x, f: x - f,
+    "f - x": lambda x, f: f - x,
+    "x -= f": lambda x, f: x.clone().sub_(f),
+    "subtract": lambda x, f: torch.subtract(x, f, alpha=2),
+    "rsub": lambda x, f: torch.rsub(f, x),
+    "sum([f, x])": lambda x, f: sum([f, x]),
+    "sum([x, f])": lambda x, f: sum([x, f]),
+    "x + f + 1": lambda x, f: x + f + 1,
+    "x + (-f)": lambda x, f: x + (-f),
+    "add, alpha": lambda x, f: torch.add(x, f, alpha=0.5),
+    "add, keywords": lambda x, f: torch.add(input=x, other=f),
+    "x.add_(f)": lambda x, f: x.add_(f),
+    "f.add_(x)": lambda x, f: f.add_(x),
+    "aten": lambda x, f: torch.ops.aten.add.Tensor(x, f),
+}
+
+
+@pytest.mark.parametrize("join", SUMS.values(), ids=SUMS)
+def test_sums_however_they_are_written(join):
+    found = plan(nn.Sequential(Joined(join), Joined(join)), input_size=(16, 8, 8))
+    assert [(site.path, site.kind) for site in found] == [
+        ("0.bn2", "residual"),
+        ("1.bn2", "residual"),
+    ]
+
+
+@pytest.mark.parametrize("add", [torch.addcmul, torch.lerp])
+def test_a_gate_inside_a_sum_is_an_existing_one(add):
+    gated = Joined(lambda x, f: add(x, f, f.mean((2, 3), keepdim=True).sigmoid()))
+    found = plan(gated, input_size=(16, 8, 8))
+    assert not found
+    assert "existing SE" in found.skipped[0].reason
+
+
+def test_a_sum_over_another_dimension_of_a_stack_is_no_residual_one():
+    model = Joined(lambda x, f: torch.stack([x, f]).sum(2))
+    assert {site.kind for site in plan(model, input_size=(16, 8, 8))} == {"chain"}
+
+
+class _Plain(nn.Module):
+    """A plain stack with one ReLU module for all units, and no module after the last."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 32, 3)
+        self.norm, self.relu, self.head = nn.BatchNorm2d(32), nn.ReLU(), nn.Linear(32, 5)
+
+    def forward(self, x):
+        x = self.relu(self.norm(self.conv2(self.relu(self.conv1(x)))))
+        return self.head(x.mean((2, 3)))
+
+
+def test_units_with_one_activation_module_for_all_are_gated_before_it():
+    found = plan(_Plain(), input_size=(3, 16, 16))
+    assert [(site.path, site.before) for site in found] == [("conv1", False), ("norm", False)]
+    assert all("before the activation" in site.note for site in found)
+    x = torch.randn(2, 3, 16, 16)
+    assert len(verify(attach(_Plain(), found), x)) == 2
+
+
+# Of modules with several ways through, `inner` gates each at its last k × k convolution.
+RESNET_50 = [f"layer{s}.{b}" for s, blocks in enumerate((3, 4, 6, 3), 1) for b in range(blocks)]
+INNER = {
+    # Szegedy et al. 2015: 1×1; 1×1 and 3×3; 1×1 and "5×5" (3×3 in this implementation); a pooling
+    # and 1×1.
+    "torchvision/googlenet": [
+        f"inception{module}.branch{branch}.1"
+        for module in ("3a", "3b", *(f"4{m}" for m in "abcde"), "5a", "5b")
+        for branch in (2, 3)
+    ],
+    # Gao et al. 2019: of four parts three are convolved, and each goes into the concatenation.
+    "timm/res2net50_26w_4s": [f"{block}.bns.{part}" for block in RESNET_50 for part in range(3)],
+    # He et al. 2016: the 3×3 of each bottleneck, whose ReLU (one module for three places) the last
+    # 1×1 takes.
+    "torchvision/resnet50": [f"{block}.conv3" for block in RESNET_50],
+    # Ding et al. 2021: 3×3, 1×1 and norm in parallel are one 3×3 convolution in the end.
+    "timm/repvgg_a0": [
+        "stem.attn",
+        *(f"stages.{s}.{b}.attn" for s, blocks in enumerate((2, 4, 14, 1)) for b in range(blocks)),
+    ],
+    # Vasu et al. 2023: depthwise 3×3 and pointwise blocks by turns, the stem a 3×3.
+    "timm/mobileone_s1": [
+        "stem.attn",
+        *(
+            f"stages.{s}.{b}.attn"
+            for s, pairs in enumerate((2, 8, 10, 1))
+            for b in range(0, 2 * pairs, 2)
+        ),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", INNER)
+def test_inner_gates_every_path(name):
+    found = plan(build_on_meta(name), placement="inner")
+    assert [site.path for site in found] == INNER[name]
+    assert {site.before for site in found} == {name == "torchvision/resnet50"}
+
+
+def test_input_of_unclear_channels_is_left_out_with_the_reason():
+    """DaViT's blocks go from tokens to maps and back, and take tokens of views."""
+    found = plan(build_on_meta("timm/davit_tiny"), placement="pre")
+    assert any("channels is not clear" in entry.reason for entry in found.skipped)
+
+
+class _Mixed(nn.Module):
+    """A block of two residual halves, the first of them a module (MetaFormer's shape)."""
+
+    def __init__(self):
+        super().__init__()
+        self.mixer = Joined(torch.add)
+        self.conv1, self.conv2 = nn.Conv2d(16, 32, 1), nn.Conv2d(32, 16, 1)
+
+    def forward(self, x):
+        x = self.mixer(x)
+        return x + self.conv2(self.conv1(x).relu())
+
+
+def test_a_block_after_whose_sum_is_gated_may_hold_another():
+    model = nn.Sequential(_Mixed(), _Mixed()).eval()
+    x, weights = torch.randn(2, 16, 8, 8), nn.Sequential(_Mixed(), _Mixed()).eval()
+    found = plan(model, input_size=(16, 8, 8), placement="post")
+    assert [site.path for site in found] == ["0.mixer", "0", "1.mixer", "1"]
+    attach(model, found, warm_start=True).load_state_dict(weights.state_dict(), strict=True)
+    torch.testing.assert_close(model(x), weights(x))
+    assert len(verify(model, x)) == 4
+
+
+class _PreActivated(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.act, self.conv1 = nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1)
+        self.conv2, self.shortcut = nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 16, 1)
+
+    def forward(self, x):
+        x = self.act(x)
+        return self.shortcut(x) + self.conv2(self.conv1(x).relu())
+
+
+def test_post_does_not_reach_into_the_next_block():
+    model = nn.Sequential(_PreActivated(), _PreActivated(), nn.Sequential(nn.ReLU()))
+    found = plan(model, input_size=(16, 8, 8), placement="post")
+    # The last activation is no block's beginning, it is the one after the sum.
+    assert [(site.path, site.before) for site in found] == [("0", False), ("2.0", False)]
 
 
 class _NoShortcut(nn.Module):

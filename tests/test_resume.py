@@ -150,6 +150,56 @@ def test_killed_at_any_moment_ends_with_the_same_bits(whole: Path, tmp_path: Pat
     assert_same_run(run, whole)
 
 
+def kill_and_resume(
+    command: list[str | Path], moments: list[Callable[[Path], bool]], run: Path
+) -> None:
+    """Run ``command`` with --resume again and again, killed at one moment after the other."""
+    command = [*command, "--resume", "--out", run]
+    for number, moment in enumerate(moments):
+        running = start(command, run.with_name(f"killed{number}"))
+        assert kill_when(moment)(running, run), f"ended before moment {number}"
+        assert running.wait().status == -signal.SIGKILL
+    ended = finish(command, run.with_name("last"))
+    assert ended.status == 0, ended.err
+
+
+def test_a_pair_that_is_killed_ends_with_the_same_bits(tmp_path: Path) -> None:
+    """In either of the two, before and after its first epoch."""
+    pair = ["train", "--model=se_resnet20", "--epochs=3", *OPTIONS, "--twin"]
+    ended = finish([*pair, "--out", tmp_path / "whole"], tmp_path / "log")
+    assert ended.status == 0, ended.err
+    run = tmp_path / "run"
+    kill_and_resume(
+        [*pair],
+        [
+            lambda run: (run / "config.yaml").exists(),
+            lambda run: epochs_noted(run) >= 1,
+            lambda run: (run / "twin" / "config.yaml").exists(),
+            lambda run: epochs_noted(run / "twin") >= 2,
+        ],
+        run,
+    )
+    for member in (".", "twin"):
+        assert_same_run(run / member, tmp_path / "whole" / member)
+    assert (run / "comparison.json").exists()
+
+
+def test_a_run_from_another_that_is_killed_ends_with_the_same_bits(tmp_path: Path) -> None:
+    plain = ["train", "--model=resnet20", "--epochs=1", *OPTIONS, "--out", tmp_path / "plain"]
+    assert finish(plain, tmp_path / "log").status == 0
+    init = ["--init", tmp_path / "plain", "--warm_start", "--se_lr=0.02", "--lr=0.01"]
+    command = ["train", "--model=se_resnet20", "--epochs=3", *OPTIONS, *init]
+    ended = finish([*command, "--out", tmp_path / "whole"], tmp_path / "log")
+    assert ended.status == 0, ended.err
+    assert f"starting from resnet20 in {tmp_path / 'plain'}" in ended.out
+    moments: list[Callable[[Path], bool]] = [
+        lambda run: (run / "config.yaml").exists(),
+        lambda run: epochs_noted(run) >= 1,
+    ]
+    kill_and_resume(command, moments, tmp_path / "run")
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
 def senet(*arguments: str | Path) -> list[str]:
     return [sys.executable, "-m", "senet", *map(str, arguments)]
 
@@ -185,7 +235,7 @@ def test_terminated_is_interrupted_too(tmp_path: Path) -> None:
     assert wait_until(lambda: (run / METRICS).exists(), running)
     os.kill(running.pid, signal.SIGTERM)
     ended = running.wait()
-    assert ended.status == 130
+    assert ended.status == 143
     assert "--resume" in ended.err
 
 

@@ -118,6 +118,9 @@ RESIDUAL = {
         for stage, blocks in enumerate((3, 4, 12, 3), 2)
         for block in range(1, blocks + 1)
     ],
+    # El-Nouby et al. 2021: of the three branches of a block the local patch interaction is of
+    # convolutions, which ends in the second; tokens become a map before and tokens again after.
+    "timm/xcit_nano_12_p8_224": [f"blocks.{i}.local_mp.conv2" for i in range(12)],
     # A 1-D ResNet, the shortcut as the sum's first term.
     "resnet_1d": _staged("{s}.{b}.norm2", (2, 2), 1),
     # Tran et al. 2018: in 3-D, and in (2+1)-D with the norm after the second factor.
@@ -291,6 +294,13 @@ def test_fusions_of_hrnet_are_left_out_with_the_reason():
         assert "transformations of its own" in reason or "no shortcut" in reason
 
 
+# Ronneberger et al. 2015: two units a level, down and up again; each ends after its ReLU. What
+# goes up is one convolution or none, and the last 1×1 is the head.
+U_NET = [
+    *(f"down.{level}.{relu}" for level in range(3) for relu in (2, 5)),
+    *(f"up.{level}.{relu}" for level in range(2) for relu in (2, 5)),
+]
+
 CHAINS = {
     # Simonyan & Zisserman 2015, configuration D: 2, 2, 3, 3, 3 units of convolution, norm and
     # ReLU with a pooling after each group: plus 3 for a unit and 1 for a pooling. A unit ends
@@ -305,6 +315,10 @@ CHAINS = {
     "timm/mobilenetv1_100": _staged("blocks.{s}.{b}.bn2", (1, 2, 2, 6, 2)),
     # Snyder et al. 2018: five frame-level units that end in their norm, as ECAPA's do.
     "tdnn": [f"frames.{i}.norm" for i in range(5)],
+    # PyTorch's tutorial: its ReLUs are function calls, so that units are gated before them.
+    "tutorial_cnn": ["conv1", "conv2"],
+    "unet_transposed": U_NET,
+    "unet_interpolated": U_NET,
 }
 
 
@@ -313,6 +327,18 @@ def test_units_of_plain_stacks(name):
     found = plan_of(name)
     assert [site.path for site in found] == CHAINS[name]
     assert {site.kind for site in found} == {"chain"}
+
+
+def test_units_that_end_in_a_function_call_say_so():
+    assert all("before the activation" in site.note for site in plan_of("tutorial_cnn"))
+    assert not any(site.note for site in plan_of("torchvision/vgg16_bn"))
+
+
+@pytest.mark.parametrize("name", ["unet_transposed", "unet_interpolated"])
+def test_skips_of_an_encoder_decoder_are_left_out_with_the_reason(name):
+    found = plan_of(name)
+    assert any("encoder-decoder" in entry.reason for entry in found.skipped)
+    assert not any(site.note for site in found)
 
 
 @pytest.mark.parametrize("name", OWN)

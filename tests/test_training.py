@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import subprocess
-import sys
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -462,26 +459,3 @@ def test_devices_that_are_not_there(tmp_path: Path, changes: dict[str, object], 
     options = TrainOptions(**changes)  # type: ignore[arg-type]
     with pytest.raises(UserError, match=words):
         make_trainer(options, tmp_path, export=lambda row: None, report=lambda row: None)
-
-
-@pytest.mark.slow
-def test_two_processes_train_one_network(folder: Path, tmp_path: Path) -> None:
-    """Each takes half of every epoch; the pair's files and words are written once."""
-    command = [sys.executable, "-m", "senet", "train", "--data", str(folder), "--twin"]
-    options = ["--image_size=16", "--batch_size=8", "--epochs=2", "--accelerator=cpu"]
-    ended = subprocess.run(
-        [*command, *options, "--devices=2", "--threads=1", "--out", str(tmp_path / "run")],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    assert ended.returncode == 0, ended.stderr
-    assert ended.stderr == ""
-    for name in ("resnet20: ", "se_resnet20: ", "best: "):
-        assert sum(line.startswith(name) for line in ended.stdout.splitlines()) == 1
-    for run in (tmp_path / "run", tmp_path / "run" / "twin"):
-        with (run / METRICS).open(newline="") as file:
-            rows = list(csv.DictReader(file))
-        assert [row["step"] for row in rows] == ["2", "4"]  # 36 images in halves, batches of 8
-        tops = [float(row["val_top1"]) * 18 for row in rows]
-        assert tops == pytest.approx([round(top) for top in tops], abs=1e-4)

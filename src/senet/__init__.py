@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from .adoption import adopt
 from .block import BlockOptions, SqueezeExcite
+from .deployment import deploy
 from .errors import UserError
 from .insertion import attach, attached_plan, detach, recalibrate, se_parameters
 from .models import create_model, list_models
@@ -30,6 +31,7 @@ __all__ = [
     "attach",
     "attached_plan",
     "create_model",
+    "deploy",
     "detach",
     "list_models",
     "load",

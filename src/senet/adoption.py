@@ -13,10 +13,13 @@ from torch import Tensor, nn
 from . import functional
 from .block import BlockOptions, SqueezeExcite
 from .errors import UserError
+from .given import check_network
 
-__all__ = ["AdoptedSqueezeExcite", "adopt", "return_adopted"]
+__all__ = ["ADOPTED_ATTRIBUTE", "AdoptedSqueezeExcite", "adopt", "adoptable", "return_adopted"]
 
 Network = TypeVar("Network", bound=nn.Module)
+ADOPTED_ATTRIBUTE = "_senet_adopted"
+"""Where `adopt` notes on the model whose places it took, so that `verify` sees what was lost."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +76,12 @@ class AdoptedSqueezeExcite(SqueezeExcite):
         original: the block that it stands for.
         anatomy: where that keeps its parts.
         options: what it looks like in our words.
+        path: where in the network it is.
     """
 
-    def __init__(self, original: nn.Module, anatomy: _Anatomy, options: BlockOptions) -> None:
+    def __init__(
+        self, original: nn.Module, anatomy: _Anatomy, options: BlockOptions, path: str
+    ) -> None:
         second = original.get_submodule(anatomy.second)
         weight: Any = second.weight
         super().__init__(
@@ -87,6 +93,7 @@ class AdoptedSqueezeExcite(SqueezeExcite):
         )
         self._original = [original]  # in a list, so that it is no child and has no parameters here
         self._anatomy = anatomy
+        self.path = path
         self.train(original.training)
         for ours, theirs in self._layers():
             layer = original.get_submodule(theirs)
@@ -139,21 +146,19 @@ def adopt(model: Network) -> Network:
     >>> sum(isinstance(module, SqueezeExcite) for module in network.modules())
     9
     """
-    found = [
-        (path, module, _KNOWN[_qualified(module)])
-        for path, module in model.named_modules()
-        if _qualified(module) in _KNOWN
-    ]
-    if found and found[0][1] is model:
+    check_network(model)
+    found = adoptable(model)
+    if "" in found:
         raise UserError(
             f"the model itself is an SE block ({type(model).__name__}), which cannot be replaced "
             "in place; adopt the network that it is in"
         )
     left: dict[str, str] = {}
     adopted: dict[str, tuple[nn.Module, AdoptedSqueezeExcite]] = {}
-    for path, module, anatomy in found:
+    for path, module in found.items():
+        anatomy = _KNOWN[_qualified(module)]
         try:
-            block = AdoptedSqueezeExcite(module, anatomy, _options(module, anatomy))
+            block = AdoptedSqueezeExcite(module, anatomy, _options(module, anatomy), path)
         except _NotOursError as error:
             left[path] = str(error)
         else:
@@ -169,6 +174,7 @@ def adopt(model: Network) -> Network:
         )
     for old, new in adopted.values():
         _replace(model, old, new)
+    setattr(model, ADOPTED_ATTRIBUTE, (*getattr(model, ADOPTED_ATTRIBUTE, ()), *adopted))
     if left:
         path, reason = next(iter(left.items()))
         warnings.warn(
@@ -178,11 +184,18 @@ def adopt(model: Network) -> Network:
     return model
 
 
+def adoptable(model: nn.Module) -> dict[str, nn.Module]:
+    """The SE blocks of other libraries in a network, by path."""
+    return {path: m for path, m in model.named_modules() if _qualified(m) in _KNOWN}
+
+
 def return_adopted(model: nn.Module) -> int:
     """Give all adopted blocks their own kind back, in place; returns how many there were."""
     blocks = [m for m in model.modules() if isinstance(m, AdoptedSqueezeExcite)]
     for block in blocks:
         _replace(model, block, block.returned())
+    for module in model.modules():  # the model may have been put into another one since
+        vars(module).pop(ADOPTED_ATTRIBUTE, None)
     return len(blocks)
 
 

@@ -234,6 +234,9 @@ class SqueezeExcite(nn.Module):
         everywhere = options.squeeze == "none"
         z = _squeeze(u, options.squeeze)
         z = z.movedim(1, -1) if everywhere else z
+        if not tracing:  # norms kept in float32 between half-precision layers have float32 blocks
+            types = (p.dtype for p in self.fc2.parameters() if p.is_floating_point())
+            z = z.to(next(types, z.dtype))
         # The layers are called, not their weights read, so that whatever is hung on them or put
         # in their place (hooks, sharding, low-rank adapters) takes part.
         hidden = self.fc1(z)

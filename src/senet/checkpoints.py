@@ -7,7 +7,7 @@ import io
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -16,7 +16,10 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from packaging.version import InvalidVersion, Version
+from torch import Tensor
 
+from .data import DataRecord
 from .errors import UserError
 from .runs import atomic_write
 
@@ -25,10 +28,13 @@ __all__ = [
     "LAST",
     "METRICS",
     "EpochRow",
+    "RunRecord",
     "RunRecorder",
     "WholeFiles",
     "best_row",
-    "read_rows",
+    "mismatch",
+    "read_record",
+    "refuse",
     "write_metrics",
 ]
 
@@ -64,6 +70,19 @@ class EpochRow:
     images_per_second: float
 
 
+@dataclass(frozen=True)
+class RunRecord:
+    """What a checkpoint says of the run so far.
+
+    Args:
+        rows: the finished epochs.
+        data: what they were trained on; None in checkpoints that do not say.
+    """
+
+    rows: tuple[EpochRow, ...] = ()
+    data: DataRecord | None = None
+
+
 class WholeFiles(TorchCheckpointIO):
     """Checkpoint files that are replaced whole and read without running anything in them."""
 
@@ -89,19 +108,126 @@ class WholeFiles(TorchCheckpointIO):
             raise UserError(f"{path}: no such checkpoint")
         with path.open("rb") as file:
             if file.read(2) != b"PK":  # what torch.save writes is a zip archive
-                raise UserError(f"{path} is not a checkpoint of senet: {_START_AGAIN}")
+                raise refuse(path, "it is not a checkpoint of senet")
         try:
             checkpoint = torch.load(path, map_location=map_location, weights_only=True)
         except UnpicklingError:
-            raise UserError(f"{path} is not a checkpoint of senet: {_START_AGAIN}") from None
+            raise refuse(path, "it is not a checkpoint of senet") from None
         except Exception as error:  # a damaged archive raises nearly every type there is
-            raise UserError(f"{path} is cut short or damaged: {_START_AGAIN}") from error
-        if not isinstance(checkpoint, dict) or not _records(checkpoint):
-            raise UserError(f"{path} is not a checkpoint of senet: {_START_AGAIN}")
+            raise refuse(path, "it is cut short or damaged") from error
+        if reason := _damage(checkpoint):
+            raise refuse(path, reason)
         return checkpoint
 
 
-_START_AGAIN = "restore it from a copy, or train again into another directory"
+def refuse(path: str | Path, reason: str) -> UserError:
+    """The error for a checkpoint that no run can go on from."""
+    return UserError(
+        f"cannot go on from {path}: {reason}; restore it from a copy, or train again into "
+        "another directory"
+    )
+
+
+_PARTS: dict[str, type] = {
+    "state_dict": dict,
+    "optimizer_states": list,
+    "lr_schedulers": list,
+    "loops": dict,
+    "callbacks": dict,
+    "epoch": int,
+    "global_step": int,
+    "pytorch-lightning_version": str,
+}
+
+
+def _damage(checkpoint: Any) -> str | None:
+    """What a checkpoint lacks to be one of a run, as far as the file alone can tell."""
+    if not isinstance(checkpoint, dict):
+        return "it is not a checkpoint of senet"
+    callbacks = checkpoint.get("callbacks")
+    if not isinstance(callbacks, dict) or RunRecorder.__qualname__ not in callbacks:
+        return "it is not a checkpoint of senet"
+    for name, kind in _PARTS.items():
+        if not isinstance(checkpoint.get(name), kind):
+            return f"its {name!r} is {'damaged' if name in checkpoint else 'missing'}"
+    if not all(isinstance(value, Tensor) for value in checkpoint["state_dict"].values()):
+        return "its 'state_dict' is damaged"
+    try:
+        Version(checkpoint["pytorch-lightning_version"])
+    except InvalidVersion:
+        return "its 'pytorch-lightning_version' is damaged"
+    try:
+        rows = _record_of(checkpoint).rows
+    except (KeyError, TypeError, ValueError):
+        return "its rows of metrics.csv are damaged"
+    epochs, step = checkpoint["epoch"] + 1, checkpoint["global_step"]
+    if [row.epoch for row in rows] != list(range(1, epochs + 1)) or rows[-1].step != step:
+        return f"its rows of metrics.csv are not those of {epochs} epochs and {step} steps"
+    return None
+
+
+def mismatch(
+    expected: Any, found: Any, where: str = "", *, flags_may_miss: bool = False
+) -> str | None:
+    """Where the value found in a checkpoint cannot stand for the one that is expected.
+
+    Mappings need the expected keys, lists the expected length, tensors the expected shape, and
+    numbers and texts must be of their kind.
+
+    Args:
+        expected: a state dict of ours.
+        found: the one in the checkpoint.
+        where: path of the two, which the result begins with.
+        flags_may_miss: allow true, false and null to be missing, as do PyTorch's optimizers and
+            schedules: later versions add such, and give those of older checkpoints their default.
+
+    Returns:
+        the path of the first difference, such as ``param_groups/0/lr``; None where there is none.
+
+    >>> mismatch({"lr": [0.1]}, {"lr": ["a"]})
+    'lr/0'
+    >>> mismatch({"lr": 0.1, "fused": None}, {"lr": 1}, flags_may_miss=True)
+    """
+    if isinstance(expected, dict):
+        if not isinstance(found, dict):
+            return where
+        pairs = [
+            (key, value, found.get(key, _MISSING))
+            for key, value in expected.items()
+            if key in found or not (flags_may_miss and _is_flag(value))
+        ]
+    elif isinstance(expected, list | tuple):
+        if not isinstance(found, list | tuple) or len(found) != len(expected):
+            return where
+        pairs = list(zip(range(len(expected)), expected, found, strict=True))
+    else:
+        return None if _is_like(expected, found) else where
+    paths = (
+        mismatch(value, other, f"{where}/{key}".lstrip("/"), flags_may_miss=flags_may_miss)
+        for key, value, other in pairs
+    )
+    return next((path for path in paths if path is not None), None)
+
+
+_MISSING = object()
+
+
+def _is_flag(value: Any) -> bool:
+    return value is None or isinstance(value, bool)
+
+
+def _is_like(expected: Any, found: Any) -> bool:
+    if isinstance(expected, Tensor):
+        return isinstance(found, Tensor) and found.shape == expected.shape
+    if _is_flag(expected):
+        return _is_flag(found)
+    if isinstance(expected, int | float):
+        return _is_number(found)
+    return isinstance(found, type(expected))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 class RunRecorder(Checkpoint):
@@ -116,6 +242,7 @@ class RunRecorder(Checkpoint):
 
     Args:
         directory: the run directory.
+        data: what is trained on, to be kept with the rows.
         export: called with the row of a new best epoch, after ``best.ckpt``.
         report: called with each row, for the screen.
     """
@@ -124,10 +251,12 @@ class RunRecorder(Checkpoint):
         self,
         directory: Path,
         *,
+        data: DataRecord | None = None,
         export: Callable[[EpochRow], None],
         report: Callable[[EpochRow], None],
     ) -> None:
         self.directory = directory
+        self.data = data
         self.rows: list[EpochRow] = []
         self._export = export
         self._report = report
@@ -135,8 +264,9 @@ class RunRecorder(Checkpoint):
         self._training_seconds = math.nan
 
     def state_dict(self) -> dict[str, Any]:
-        """The rows so far, as plain numbers."""
-        return {"rows": [asdict(row) for row in self.rows]}
+        """The rows so far, as plain numbers, and what they were trained on."""
+        data = None if self.data is None else asdict(self.data)
+        return {"rows": [asdict(row) for row in self.rows], "data": data}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the rows of a checkpoint; metrics.csv is made to agree with them."""
@@ -186,19 +316,18 @@ def best_row(rows: Sequence[EpochRow]) -> EpochRow:
     return max(rows, key=lambda row: (row.val_top1, -row.val_loss))
 
 
-def read_rows(run: Path) -> list[EpochRow]:
-    """The finished epochs of a run, from its last checkpoint; none where there is none.
+def read_record(path: Path) -> RunRecord:
+    """What a checkpoint says of its run; nothing where there is no checkpoint.
 
     Raises:
         UserError: the checkpoint cannot be read.
     """
-    path = run / LAST
     if not path.exists():
-        return []
-    return _rows_of(_records(WholeFiles().load_checkpoint(path)))
+        return RunRecord()
+    return _record_of(WholeFiles().load_checkpoint(path))
 
 
-def write_metrics(run: Path, rows: list[EpochRow]) -> None:
+def write_metrics(run: Path, rows: Sequence[EpochRow]) -> None:
     """Write metrics.csv anew from all the rows, whole."""
     text = io.StringIO()
     writer = csv.DictWriter(text, [field.name for field in fields(EpochRow)], lineterminator="\n")
@@ -208,11 +337,20 @@ def write_metrics(run: Path, rows: list[EpochRow]) -> None:
     atomic_write(run / METRICS, lambda file: file.writelines([data]))
 
 
-def _records(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """The state of `RunRecorder` in a checkpoint; empty in one that is not ours."""
-    state: dict[str, Any] = checkpoint.get("callbacks", {}).get(RunRecorder.__qualname__, {})
-    return state
+def _record_of(checkpoint: dict[str, Any]) -> RunRecord:
+    """What `RunRecorder` noted; KeyError, TypeError or ValueError where it is damaged."""
+    state = checkpoint["callbacks"][RunRecorder.__qualname__]
+    rows = tuple(_rows_of(state))
+    if state.get("data") is None:
+        return RunRecord(rows)
+    data = DataRecord(**state["data"] | {"classes": tuple(state["data"]["classes"])})
+    if not (_is_number(data.train) and _is_number(data.val)):
+        raise ValueError("a count of images is not a number")
+    return RunRecord(rows, data)
 
 
 def _rows_of(state: dict[str, Any]) -> list[EpochRow]:
-    return [EpochRow(**row) for row in state["rows"]]
+    rows = [EpochRow(**row) for row in state["rows"]]
+    if not rows or not all(_is_number(value) for row in rows for value in astuple(row)):
+        raise ValueError("a row is not of numbers")
+    return rows

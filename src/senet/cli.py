@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "evaluate": ("senet.commands.evaluate", "accuracy, confusions and speed of a trained network"),
     "predict": ("senet.commands.predict", "the likeliest classes of images"),
     "plan": ("senet.commands.plan", "where SE would go in a network, and what it would add"),
+    "bench": ("senet.commands.bench", "what SE costs a network, beside the plain one"),
 }
 """Command → its module, which has ``main(argv) -> int``, and what it does."""
 
@@ -25,17 +27,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `senet`; returns the exit status.
 
     0: done. 1: done in part (the command's help says how). 2: a mistake of the user's, told in
-    one line on standard error. 130: interrupted.
+    one line on standard error. 130, 141, 143: stopped by Ctrl-C, by a reader of standard output
+    that left, or by SIGTERM, as shells count these (128 and the signal's number).
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(_help())
-        return 0
-    if arguments[0] in ("-V", "--version"):
-        print(f"senet {__version__}")
-        return 0
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A file name need not be text, nor a terminal know ×: shown escaped, and no crash.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        status = _run(arguments[0], arguments[1:])
+        status = _run(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()  # here, where a reader that has left can be dealt with
         return status
     except UserError as error:
@@ -47,15 +46,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # The reader (head, less) has seen enough; Python would complain once more on its way out.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return 141
 
 
-def _run(name: str, arguments: list[str]) -> int:
+def _run(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    if arguments[0] in ("-V", "--version"):
+        print(f"senet {__version__}")
+        return 0
+    name = arguments[0]
     if name not in COMMANDS:
         raise UserError(f"unknown command {name!r}; {nearest(name, COMMANDS)} (senet --help)")
     module = importlib.import_module(COMMANDS[name][0])
     try:
-        status: int = module.main(arguments)
+        status: int = module.main(arguments[1:])
     except SystemExit as stop:  # --help and --print_config leave this way
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     return status

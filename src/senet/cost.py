@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import UserError
-from .graph import meta_copy
+from .tracing import meta_copy
 
 __all__ = [
     "Cost",

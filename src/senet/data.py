@@ -27,9 +27,11 @@ from .sampling import EpochSampler
 
 __all__ = [
     "DataOptions",
+    "DataRecord",
     "ImageData",
     "ImageLoader",
     "ImageSet",
+    "absolute",
     "image_transform",
     "list_images",
     "load_data",
@@ -75,8 +77,61 @@ class DataOptions:
         ):
             if value < least:
                 raise UserError(f"{name} is {value}; it must be at least {least}")
+        cores = os.cpu_count() or 1
+        if self.workers > 16 * cores:  # a slip of the finger would take the machine with it
+            raise UserError(
+                f"workers is {self.workers}, each of them a process, but here are {cores} cores; "
+                f"use at most {16 * cores}"
+            )
         if not (math.isfinite(self.val_fraction) and 0 < self.val_fraction < 1):
-            raise UserError(f"val_fraction is {self.val_fraction}; it must lie between 0 and 1")
+            raise UserError(
+                f"val_fraction is {self.val_fraction}; it must be above 0, to have images to "
+                "validate on, and below 1"
+            )
+
+
+@dataclass(frozen=True)
+class DataRecord:
+    """What a data set held when a run began, by which a resumed run knows it again.
+
+    Args:
+        classes: Names by label.
+        train: How many training images.
+        val: How many held out.
+        files: `FolderSplit.fingerprint` of a folder; "" for the others, which do not change.
+    """
+
+    classes: tuple[str, ...]
+    train: int
+    val: int
+    files: str = ""
+
+    def difference(self, now: DataRecord) -> str | None:
+        """What is another in ``now``, in a line; None where nothing is."""
+        if self.classes != now.classes:
+            gone, new = (
+                [name for name in ours if name not in theirs]
+                for ours, theirs in ((self.classes, now.classes), (now.classes, self.classes))
+            )
+            changes = [
+                f"{len(names)} {verb} ({', '.join(map(repr, names[:3]))}{', …' * (len(names) > 3)})"
+                for verb, names in (("gone", gone), ("new", new))
+                if names
+            ]
+            return f"its classes were others: {', '.join(changes) or 'in another order'}"
+        counts = [
+            f"{before:,} {what} images, now {after:,}"
+            for what, before, after in (
+                ("training", self.train, now.train),
+                ("held-out", self.val, now.val),
+            )
+            if before != after
+        ]
+        if counts:
+            return f"it had {' and '.join(counts)}"
+        if self.files != now.files:
+            return "as many images, but files were renamed, replaced or moved"
+        return None
 
 
 @dataclass(frozen=True)
@@ -91,6 +146,7 @@ class ImageData:
         mean: Subtracted from each channel (of 1).
         std: Divided by.
         eval_transform: What ``val`` does to an image: Pillow or uint8 (3, h, w) → (3, H, W).
+        fingerprint: A text that changes with the files of a folder.
     """
 
     train: ImageSet
@@ -100,6 +156,17 @@ class ImageData:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     eval_transform: Callable[[Image.Image | Tensor], Tensor]
+    fingerprint: Callable[[], str] = str
+
+    def record(self) -> DataRecord:
+        """What there is, to be kept with a run."""
+        return DataRecord(self.classes, len(self.train), len(self.val), self.fingerprint())
+
+
+def absolute(data: str) -> str:
+    """A folder's path from the root, which means the same wherever one stands; a name as it is."""
+    folder = Path(data).expanduser()
+    return data if data in catalogue.CATALOGUE or not folder.is_dir() else os.path.abspath(folder)
 
 
 def load_data(options: DataOptions) -> ImageData:
@@ -165,6 +232,7 @@ def _from_folder(folder: Path, options: DataOptions) -> ImageData:
         mean,
         std,
         image_transform(size, mean, std),
+        split.fingerprint,
     )
 
 

@@ -28,5 +28,7 @@ def nearest(name: str, known: Iterable[str], *, count: int = 3) -> str:
     close = difflib.get_close_matches(name, names, n=count, cutoff=0.5)
     if close:
         return "nearest: " + ", ".join(map(repr, close))
-    shown = ", ".join(map(repr, names[:12]))
-    return f"known: {shown}" + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+    # "and 1 more" would take the place of the name itself
+    few = names if len(names) <= 13 else names[:12]
+    more = f" and {len(names) - len(few)} more" if len(few) < len(names) else ""
+    return f"known: {', '.join(map(repr, few))}{more}"

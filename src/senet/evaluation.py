@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import MetricCollection
+from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from .errors import UserError
@@ -27,7 +27,8 @@ class Evaluation:
 
     Args:
         top1: Share of images whose class has the highest logit.
-        top5: Share of images whose class is among the five highest; 1 with five or fewer.
+        top5: Share of images whose class is among the five highest; None with five classes or
+            fewer, of which all are.
         loss: Mean cross-entropy, in nats.
         images: How many were looked at.
         images_per_second: Of the network, moving batches to its device included and reading
@@ -37,7 +38,7 @@ class Evaluation:
     """
 
     top1: float
-    top5: float
+    top5: float | None
     loss: float
     images: int
     images_per_second: float
@@ -100,7 +101,7 @@ def evaluate(
     confusion = counts["confusion"].cpu()
     return Evaluation(
         top1=float(counts["top1"]),
-        top5=float(counts["top5"]),
+        top5=float(counts["top5"]) if "top5" in counts else None,
         loss=loss / images,
         images=images,
         images_per_second=speed,
@@ -111,16 +112,13 @@ def evaluate(
 
 def _meters(classes: int) -> MetricCollection:
     # Checked by ourselves, once and in a line; torchmetrics would synchronise for it.
-    return MetricCollection(
-        {
-            "top1": MulticlassAccuracy(classes, average="micro", validate_args=False),
-            "top5": MulticlassAccuracy(
-                classes, top_k=min(5, classes), average="micro", validate_args=False
-            ),
-            "confusion": MulticlassConfusionMatrix(classes, validate_args=False),
-        },
-        compute_groups=False,
-    )
+    meters: dict[str, Metric | MetricCollection] = {
+        "top1": MulticlassAccuracy(classes, average="micro", validate_args=False),
+        "confusion": MulticlassConfusionMatrix(classes, validate_args=False),
+    }
+    if classes > 5:
+        meters["top5"] = MulticlassAccuracy(classes, top_k=5, average="micro", validate_args=False)
+    return MetricCollection(meters, compute_groups=False)
 
 
 def _recalls(names: list[str], confusion: Tensor) -> dict[str, float | None]:

@@ -25,10 +25,12 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassAccuracy
 
-from .checkpoints import LAST, EpochRow, RunRecorder, WholeFiles
+from .checkpoints import LAST, EpochRow, RunRecorder, WholeFiles, mismatch, refuse
+from .data import DataRecord
 from .errors import UserError
-from .optimization import make_optimizer, make_schedule
+from .optimization import make_optimizer, make_schedule, unfit_moment
 from .options import TrainOptions
+from .runs import differences
 from .sampling import mix
 
 __all__ = ["Classifier", "fit", "make_trainer", "seed_everything"]
@@ -77,6 +79,7 @@ class Classifier(LightningModule):
         self._train = _Losses()
         self._val = _Losses()
         self._lr = 0.0
+        self._resumed: dict[str, Any] = {}
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, classes) of images (N, 3, H, W)."""
@@ -89,10 +92,47 @@ class Classifier(LightningModule):
         # Known only now: with several devices each takes its share of an epoch's steps.
         steps = int(self.trainer.estimated_stepping_batches) // self.options.epochs
         schedule = make_schedule(optimizer, self.options, steps)
+        self._check_resumed(optimizer, schedule)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Compare a checkpoint's weights and loops with those here, before Lightning takes them.
+
+        Raises:
+            UserError: it is another network's, or damaged.
+        """
+        path = self.trainer.ckpt_path
+        other = differences(self.state_dict(), checkpoint["state_dict"])
+        if other:
+            raise refuse(path, f"it does not fit {self.options.model}: it {other}")
+        loops = {"loops": {"fit_loop": self.trainer.fit_loop.state_dict()}}
+        if (place := mismatch(loops, checkpoint)) is not None:
+            raise refuse(path, f"its {place!r} is missing or damaged")
+        counts = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
+        epochs = {counts[name] for name in ("ready", "started", "processed")}
+        if epochs != {checkpoint["epoch"] + 1}:
+            raise refuse(path, "its loops count other epochs than its rows of metrics.csv")
+        self._resumed = checkpoint
+
+    def _check_resumed(
+        self, optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LRScheduler
+    ) -> None:
+        """The same for the states of optimizer and schedule, as soon as there are both."""
+        if not self._resumed:
+            return
+        expected = {
+            "optimizer_states": [optimizer.state_dict()],
+            "lr_schedulers": [schedule.state_dict()],
+        }
+        place = mismatch(expected, self._resumed, flags_may_miss=True)
+        if place is None:
+            place = unfit_moment(optimizer, self._resumed["optimizer_states"][0])
+        if place is not None:
+            raise refuse(self.trainer.ckpt_path, f"its {place!r} is missing or damaged")
+        self._resumed = {}
 
     def on_train_epoch_start(self) -> None:
         """Begin the mean of the epoch's loss anew."""
@@ -199,6 +239,7 @@ def make_trainer(
     options: TrainOptions,
     directory: Path,
     *,
+    data: DataRecord | None = None,
     export: Callable[[EpochRow], None],
     report: Callable[[EpochRow], None],
     bar: bool = False,
@@ -208,6 +249,7 @@ def make_trainer(
     Args:
         options: the run's.
         directory: the run directory.
+        data: what is trained on, for the checkpoints.
         export: called with the row of every new best epoch, to write the model's weights.
         report: called with the row of every epoch.
         bar: show Lightning's progress bar.
@@ -215,7 +257,7 @@ def make_trainer(
     Raises:
         UserError: no such accelerator, or not here.
     """
-    recorder = RunRecorder(directory, export=export, report=report)
+    recorder = RunRecorder(directory, data=data, export=export, report=report)
     limit = options.limit_batches
     with _quiet_lightning():
         try:
@@ -281,15 +323,13 @@ def fit(
         KeyboardInterrupt: Ctrl-C or SIGTERM; what was finished is on the disk.
     """
     module = Classifier(model.train(), options, classes=classes)
+    # Lightning would do so later, when it has read a checkpoint's float64 into float32.
+    trainer.precision_plugin.convert_module(module)
     last = directory / LAST
     with _quiet_lightning(), _interruptible():
-        trainer.fit(
-            module,
-            train_loader,
-            val_loader,
-            ckpt_path=last if last.exists() else None,
-            weights_only=True,
-        )
+        # Without its weights_only=, which came with Lightning 2.6: `WholeFiles` insists on it.
+        ckpt_path = last if last.exists() else None
+        trainer.fit(module, train_loader, val_loader, ckpt_path=ckpt_path)
     (recorder,) = (c for c in trainer.callbacks if isinstance(c, RunRecorder))
     rows: list[EpochRow] = recorder.rows
     return rows

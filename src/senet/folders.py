@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,13 +19,35 @@ __all__ = ["FolderSplit", "read_folder"]
 
 @dataclass(frozen=True)
 class FolderSplit:
-    """Files and int64 labels of the training and the held-out part, and the class names."""
+    """Files below ``root`` and int64 labels of the two parts, and the class names."""
 
+    root: Path
     classes: tuple[str, ...]
     train_paths: list[Path]
     train_labels: Tensor
     val_paths: list[Path]
     val_labels: Tensor
+
+    def fingerprint(self) -> str:
+        """A short text that changes with the files' paths below ``root``, parts and sizes.
+
+        Their contents are not read: that would take as long as an epoch.
+        """
+        digest = hashlib.sha256()
+        for part in (self.train_paths, self.val_paths):
+            for path in part:
+                name = os.fsencode(path.relative_to(self.root))
+                digest.update(b"%s\0%d\0" % (name, _size(path)))
+            digest.update(b"\0")
+        return digest.hexdigest()[:16]
+
+
+def _size(path: Path) -> int:
+    """Bytes in a file; -1 for a link that leads nowhere, which reading it will report."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return -1
 
 
 def read_folder(root: Path, *, val_fraction: float, seed: int) -> FolderSplit:
@@ -55,6 +79,7 @@ def read_folder(root: Path, *, val_fraction: float, seed: int) -> FolderSplit:
             "add images or give train/ and val/ folders"
         ) from error
     return FolderSplit(
+        root,
         classes,
         [paths[index] for index in train.tolist()],
         labels[train],
@@ -81,7 +106,7 @@ def _given_split(root: Path, train: list[Path], val: list[Path]) -> FolderSplit:
         )
         more = f" and {len(alone) - 3} more" if len(alone) > 3 else ""
         raise UserError(f"train/ and val/ in {str(root)!r} differ in classes: {shown}{more}")
-    return FolderSplit(classes, train_paths, train_labels, val_paths, val_labels)
+    return FolderSplit(root, classes, train_paths, train_labels, val_paths, val_labels)
 
 
 def _labelled(folder: Path, classes: list[Path]) -> tuple[tuple[str, ...], list[Path], Tensor]:

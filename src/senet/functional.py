@@ -47,7 +47,10 @@ SQUEEZES: tuple[str, ...] = ("avg", "max", "none")
 
 
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
-    # Summing 56 · 56 halves in half precision loses digits and, in float16, overflows.
+    """The type to take means of ``dtype`` in: float32 for half precisions, else itself.
+
+    Summing 56 · 56 halves in half precision loses digits and, in float16, overflows.
+    """
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 

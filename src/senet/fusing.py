@@ -12,7 +12,7 @@ from torch.nn.modules import module as global_hooks
 from .block import SqueezeExcite
 from .kernels import Excitation, Norm
 
-__all__ = ["block_operands", "norm_operands", "obstacle"]
+__all__ = ["block_operands", "is_batch_norm", "is_hooked", "norm_operands", "obstacle"]
 
 _BATCH_NORMS = frozenset(
     f"{package}.{name}"
@@ -26,6 +26,12 @@ _BATCH_NORMS = frozenset(
 """Whose forward is known to be that of a BatchNorm: package and class; a subclass may differ."""
 
 
+def is_batch_norm(module: nn.Module) -> bool:
+    """Whether the module is a BatchNorm, frozen or not, perhaps with an activation at its end."""
+    package = type(module).__module__.partition(".")[0]
+    return f"{package}.{type(module).__name__}" in _BATCH_NORMS
+
+
 def obstacle(norm: nn.Module, se: nn.Module, x: Tensor) -> str:
     """Why ``se(norm(x))`` has to run as the two modules it is, or nothing.
 
@@ -33,7 +39,7 @@ def obstacle(norm: nn.Module, se: nn.Module, x: Tensor) -> str:
     """
     if isinstance(x, torch.fx.Proxy) or torch.jit.is_tracing() or torch.compiler.is_exporting():
         return "a trace shows the modules' own operators"
-    if f"{type(norm).__module__.partition('.')[0]}.{type(norm).__name__}" not in _BATCH_NORMS:
+    if not is_batch_norm(norm):
         return f"{type(norm).__name__} is not a BatchNorm"
     for name in ("drop", "act"):
         if not isinstance(getattr(norm, name, None), nn.Identity | None):
@@ -42,7 +48,7 @@ def obstacle(norm: nn.Module, se: nn.Module, x: Tensor) -> str:
         return "the block is of another kind, or has its channels last"
     if not (type(se.fc1) in (nn.Linear, nn.Identity) and type(se.fc2) is nn.Linear):
         return "a layer of the block was replaced"
-    if any(map(_hooked, (norm, se, se.fc1, se.fc2))):
+    if any(map(is_hooked, (norm, se, se.fc1, se.fc2))):
         return "a hook waits for a module to be called"
     return ""
 
@@ -112,7 +118,8 @@ def _group(norm: nn.Module) -> dist.ProcessGroup | None:
     return group if dist.get_world_size(group) > 1 else None
 
 
-def _hooked(module: nn.Module) -> bool:
+def is_hooked(module: nn.Module) -> bool:
+    """Whether calling the module does more than its class says."""
     return bool(
         module._forward_hooks
         or module._forward_pre_hooks

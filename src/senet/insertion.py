@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
 from dataclasses import replace
+from itertools import takewhile
 from typing import Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
 
-from .adoption import return_adopted
+from .adoption import adoptable, return_adopted
 from .block import BlockOptions, SqueezeExcite
 from .errors import UserError, nearest
+from .given import check_network
 from .norm import Recalibrated, recalibrated_modules
 from .placement import Reduction
 from .placement import plan as make_plan
@@ -67,40 +72,26 @@ def attach(
     >>> type(network.layer1[0].bn2.norm).__name__
     'BatchNorm2d'
     """
+    check_network(model)
     _refuse_attached(model)
-    options = (
-        ("input_size", input_size, None),
-        ("example_inputs", example_inputs, None),
-        ("placement", placement, "standard"),
-        ("reduction", reduction, 16),
-        ("sites", sites, None),
-        ("scope", scope, None),
-        ("hidden", hidden, None),
-        ("min_hidden", min_hidden, 1),
-        ("divisor", divisor, None),
-        ("bias", bias, True),
-        ("gate", gate, "sigmoid"),
-        ("activation", activation, "relu"),
-        ("squeeze", squeeze, "avg"),
-    )
+    options: dict[str, Any] = {
+        "input_size": input_size,
+        "example_inputs": example_inputs,
+        "placement": placement,
+        "reduction": reduction,
+        "sites": sites,
+        "scope": scope,
+        "hidden": hidden,
+        "min_hidden": min_hidden,
+        "divisor": divisor,
+        "bias": bias,
+        "gate": gate,
+        "activation": activation,
+        "squeeze": squeeze,
+    }
     if plan is None:
-        plan = make_plan(
-            model,
-            input_size=input_size,
-            example_inputs=example_inputs,
-            placement=placement,
-            reduction=reduction,
-            sites=sites,
-            scope=scope,
-            hidden=hidden,
-            min_hidden=min_hidden,
-            divisor=divisor,
-            bias=bias,
-            gate=gate,
-            activation=activation,
-            squeeze=squeeze,
-        )
-    elif given := [name for name, value, default in options if _differs(value, default)]:
+        plan = make_plan(model, **options)
+    elif given := [name for name, value in options.items() if _differs(name, value)]:
         raise UserError(f"{given[0]}= goes to senet.plan; here the plan already says it")
     if not plan:
         raise UserError(_nothing(model, plan))
@@ -131,6 +122,7 @@ def detach(model: Network) -> Network:
     Raises:
         UserError: the model has no attached block, or is one itself.
     """
+    check_network(model)
     found = dict(recalibrated_modules(model))
     if "" in found:
         raise UserError(
@@ -166,7 +158,7 @@ def recalibrate(
     torch.Size([1, 32, 6, 6])
     """
     options = options or BlockOptions()
-    se = SqueezeExcite(channels, options=options, **_place_of(transform, transform))
+    se = SqueezeExcite(channels, options=options, **_place_of("", transform))
     params = sum(p.numel() for p in se.parameters())
     macs = 2 * channels * se.fc2.in_features
     site = Site("", "chain", channels, se.fc2.in_features, 0, "standard", params, macs)
@@ -191,7 +183,9 @@ def se_parameters(model: nn.Module) -> list[dict[str, Any]]:
     ]
 
 
-def _differs(value: Any, default: Any) -> bool:
+def _differs(option: str, value: Any) -> bool:
+    """Whether an option of `attach` is not what it is when it is left out."""
+    default = inspect.signature(attach).parameters[option].default
     if isinstance(value, str | int | float):
         return bool(value != default)
     return value is not default
@@ -210,7 +204,9 @@ def _nothing(model: nn.Module, plan: Plan) -> str:
     looked = "sums with a convolved branch, Inception concatenations, convolution units"
     why = dict.fromkeys(entry.reason for entry in plan.skipped)
     left = f"; left out: {'; '.join(list(why)[:3])}" if why else ""
-    return f"nothing to attach to in {type(model).__name__} (looked for {looked}){left}"
+    own = len(adoptable(model))
+    adopt = f"; the {own} SE blocks that it has become ours by senet.adopt" if own else ""
+    return f"nothing to attach to in {type(model).__name__} (looked for {looked}){left}{adopt}"
 
 
 def _warm(site: Site) -> Site:
@@ -223,8 +219,8 @@ def _wrapper(model: nn.Module, site: Site) -> Recalibrated:
         known = nearest(site.path, modules)
         raise UserError(f"the plan names {site.path!r}, which this model does not have; {known}")
     module = modules[site.path]
-    width = getattr(module, "num_features", site.channels)
-    if not site.before and isinstance(width, int) and width != site.channels:
+    width = _width(module, site)
+    if width != site.channels:
         raise UserError(
             f"the plan has {site.channels} channels at {site.path!r}, this model {width}; "
             "plan for this model instead"
@@ -233,17 +229,54 @@ def _wrapper(model: nn.Module, site: Site) -> Recalibrated:
         site.channels,
         options=site.block,
         channels_last=site.channels_last,
-        **_place_of(module, model),
+        **_place_of(site.path, model),
     )
     return Recalibrated(module, se.train(module.training), site)
 
 
-def _place_of(module: nn.Module, model: nn.Module) -> dict[str, Any]:
-    """Device and type of a module's floating-point tensors, else of the model's."""
-    for owner in (module, model):
-        for tensor in (*owner.parameters(), *owner.buffers()):
-            if tensor.is_floating_point():
-                return {"device": tensor.device, "dtype": tensor.dtype}
+# What takes and makes a fixed number of channels, and the attributes that say how many.
+_WIDTHS: tuple[tuple[type[nn.Module], str, str], ...] = (
+    (_NormBase, "num_features", "num_features"),
+    (nn.GroupNorm, "num_channels", "num_channels"),
+    (_ConvNd, "in_channels", "out_channels"),
+    (nn.Linear, "in_features", "out_features"),
+)
+
+
+def _width(module: nn.Module, site: Site) -> int:
+    """The channels that a site would gate at this module; those of the site if it cannot say."""
+    for kind, taken, made in _WIDTHS:
+        if isinstance(module, kind):
+            return int(getattr(module, taken if site.before else made))
+    return site.channels
+
+
+def _place_of(path: str, model: nn.Module) -> dict[str, Any]:
+    """Device and type of a module's floating-point tensors, else of those nearest to it."""
+    owner = model.get_submodule(path)
+    if found := _first_floating([*owner.parameters(), *owner.buffers()]):
+        return found
+    modules = list(model.named_modules(remove_duplicate=False))
+    parts = [name.split(".") for name, _ in modules]
+    at = [name for name, _ in modules].index(path)
+
+    def distance(index: int) -> tuple[int, int]:
+        shared = takewhile(
+            lambda pair: pair[0] == pair[1], zip(parts[index], parts[at], strict=False)
+        )
+        return -len(list(shared)), abs(index - at)
+
+    for index in sorted(range(len(modules)), key=distance):
+        near = modules[index][1]
+        if found := _first_floating([*near._parameters.values(), *near._buffers.values()]):
+            return found
+    return {}
+
+
+def _first_floating(tensors: Iterable[Tensor | None]) -> dict[str, Any]:
+    for tensor in tensors:
+        if tensor is not None and tensor.is_floating_point():
+            return {"device": tensor.device, "dtype": tensor.dtype}
     return {}
 
 

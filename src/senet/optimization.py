@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
 from .insertion import se_parameters
 from .options import TrainOptions
 
-__all__ = ["make_optimizer", "make_schedule"]
+__all__ = ["make_optimizer", "make_schedule", "unfit_moment"]
 
 
 def make_optimizer(model: nn.Module, options: TrainOptions) -> torch.optim.Optimizer:
@@ -61,3 +61,20 @@ def make_schedule(
         return lr_scheduler.ChainedScheduler(parts, optimizer)
     parts.append(lr_scheduler.CosineAnnealingLR(optimizer, total - warmup))
     return lr_scheduler.SequentialLR(optimizer, parts, [warmup] if warmup else [])
+
+
+def unfit_moment(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> str | None:
+    """Where a saved optimizer's momenta are not of their parameters' shapes; None if nowhere.
+
+    ``state`` is a state dict with as many groups and parameters as ``optimizer`` has.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for number, entries in state["state"].items():
+        place = f"optimizer_states/0/state/{number}"
+        if number not in range(len(parameters)) or not isinstance(entries, dict):
+            return place
+        shapes = (torch.Size(()), parameters[number].shape)  # Adam counts its steps in a tensor
+        for name, value in entries.items():
+            if isinstance(value, Tensor) and value.shape not in shapes:
+                return f"{place}/{name}"
+    return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +14,14 @@ from jsonargparse import ArgumentParser
 
 from .errors import UserError, nearest
 
-__all__ = ["TrainOptions", "changed_option", "in_one_line", "options_yaml", "read_options"]
+__all__ = [
+    "TrainOptions",
+    "changed_option",
+    "in_one_line",
+    "in_yaml",
+    "options_yaml",
+    "read_options",
+]
 
 
 @dataclass(frozen=True)
@@ -28,7 +35,8 @@ class TrainOptions:
             images, one sub-folder a class.
         data_root: Where downloaded data sets are kept.
         download: Fetch a data set that is not there yet.
-        image_size: Height and width the network sees, in pixels; null takes the data set's own.
+        image_size: Height and width the network sees, in pixels; null takes the data set's own,
+            224 for a folder.
         val_fraction: Share of the images held out for validation where a data set has no
             validation part of its own.
         augment: Random crop and flip of the training images, as fits the data set.
@@ -54,10 +62,19 @@ class TrainOptions:
         init: Run directory whose weights the network starts from; a plain run's fit its SE twin
             too, and with warm_start it then begins with just that run's accuracy.
         placement: Where in a residual block SE goes: standard, pre, post, identity or inner.
-        reduction: SE's reduction ratio r.
+        sites: Only these places get SE: globs over module paths or stage numbers, with commas
+            between them (as `senet plan` shows them); null is all.
+        reduction: SE's reduction ratio r, or one for each stage or glob, {4: 8, 5: 4}; places
+            that none of these fits have 16.
+        hidden: Width of SE's hidden layer itself, instead of reduction.
         min_hidden: Least width of SE's hidden layer; null is the network's own (4 for the thin
             CIFAR networks, where one dead ReLU could freeze a gate, else 1).
+        divisor: Round the width of SE's hidden layer to a multiple of this, as timm does; null
+            rounds down.
         bias: Biases in SE's two layers.
+        gate: Last function of SE: sigmoid, hard_sigmoid, tanh or relu.
+        activation: Function between SE's two layers: relu, silu, gelu or hard_swish.
+        squeeze: What SE makes of a channel: avg, max, or none (a gate for every position).
         se_lr: Learning rate of the SE blocks; null is the network's.
         warm_start: SE starts out as the identity, so that the network begins as its plain twin.
         precision: Arithmetic of training, in Lightning's words.
@@ -98,9 +115,15 @@ class TrainOptions:
     pretrained: bool = False
     init: str | None = None
     placement: str = "standard"
-    reduction: float = 16
+    sites: str | int | None = None
+    reduction: float | dict[str, float] = 16
+    hidden: int | None = None
     min_hidden: int | None = None
+    divisor: int | None = None
     bias: bool = True
+    gate: str = "sigmoid"
+    activation: str = "relu"
+    squeeze: str = "avg"
     se_lr: float | None = None
     warm_start: bool = False
     precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true"] = "32-true"
@@ -115,18 +138,62 @@ class TrainOptions:
         for field in fields(self):  # 16 and 16.0 are one value, and are written alike
             if field.type == "float":
                 object.__setattr__(self, field.name, float(getattr(self, field.name)))
+        object.__setattr__(self, "reduction", _one_or_each(self.reduction))
+        if self.sites is not None:
+            object.__setattr__(self, "sites", str(self.sites))
         for names, fits, wanted in _RANGES:
             for name in names:
                 value = getattr(self, name)
                 if value is not None and not fits(value):
-                    raise UserError(f"{name} is {value}, but must be {wanted}")
+                    raise UserError(f"{name} is {in_yaml(value)}, but must be {wanted}")
         if self.nesterov and self.optimizer == "sgd" and self.momentum == 0:
             raise UserError("nesterov needs a momentum above 0; turn it off or give a momentum")
+        if self.se_lr is not None and not self.model.startswith("se_"):
+            raise UserError(
+                f"{self.model!r} has no SE blocks that se_lr={self.se_lr} could be for; "
+                f"its SE twin is 'se_{self.model}'"
+            )
 
     @property
     def peak_lr(self) -> float:
         """The highest learning rate, also where ``lr`` leaves it to the optimizer."""
         return self.lr if self.lr is not None else {"sgd": 0.1, "adamw": 1e-3}[self.optimizer]
+
+    @property
+    def site_filters(self) -> tuple[str | int, ...] | None:
+        """``sites`` as `senet.plan` takes them; None for all."""
+        if self.sites is None:
+            return None
+        return tuple(_stage_or_glob(word.strip()) for word in str(self.sites).split(","))
+
+    @property
+    def reductions(self) -> float | dict[str | int, float]:
+        """``reduction`` as `senet.plan` takes it."""
+        if not isinstance(self.reduction, dict):
+            return self.reduction
+        return {_stage_or_glob(key): value for key, value in self.reduction.items()}
+
+    def without_se(self) -> TrainOptions:
+        """The same run of the network without SE: every option of SE has its default."""
+        untouched = TrainOptions()
+        plain = {name: getattr(untouched, name) for name in (*_SE, "twin")}
+        return replace(self, model=self.model.removeprefix("se_"), **plain)
+
+
+_SE = (
+    *("placement", "sites", "reduction", "hidden", "min_hidden", "divisor", "bias"),
+    *("gate", "activation", "squeeze", "se_lr", "warm_start"),
+)
+
+
+def _one_or_each(reduction: float | dict[str, float]) -> float | dict[str, float]:
+    if not isinstance(reduction, dict):
+        return float(reduction)
+    return {str(key): float(value) for key, value in reduction.items()}  # YAML's 4 is a number
+
+
+def _stage_or_glob(word: str) -> str | int:
+    return int(word) if word.isdecimal() else word
 
 
 _RANGES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
@@ -136,10 +203,16 @@ _RANGES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
         "at least 1",
     ),
     (("workers", "seed", "weight_decay", "warmup_epochs"), lambda v: v >= 0, "0 or more"),
-    (("lr", "se_lr", "gamma", "clip_norm", "reduction"), lambda v: v > 0, "above 0"),
-    (("min_hidden",), lambda v: v >= 1, "at least 1"),
+    (("lr", "se_lr", "gamma", "clip_norm"), lambda v: v > 0, "above 0"),
+    (
+        ("reduction",),
+        lambda v: all(r > 0 for r in v.values()) and bool(v) if isinstance(v, dict) else v > 0,
+        "above 0, for each stage or glob where there are several",
+    ),
+    (("hidden", "min_hidden", "divisor"), lambda v: v >= 1, "at least 1"),
+    (("sites",), lambda v: all(map(str.strip, v.split(","))), "globs or stages, a comma between"),
     (("momentum", "label_smoothing"), lambda v: 0 <= v < 1, "in [0, 1)"),
-    (("val_fraction",), lambda v: 0 < v < 1, "between 0 and 1"),
+    (("val_fraction",), lambda v: 0 < v < 1, "above 0, to have images to validate on, and below 1"),
     (("warmup_factor",), lambda v: 0 < v <= 1, "above 0 and at most 1"),
     (("milestones",), lambda v: all(m >= 1 for m in v) and list(v) == sorted(set(v)), "rising"),
     (("devices",), lambda v: v == "auto" or v >= 1, "auto or at least 1"),
@@ -154,7 +227,8 @@ _FREE = frozenset(
 def changed_option(old: TrainOptions, new: TrainOptions) -> str | None:
     """The first option in which ``new`` would lead to another result than ``old``, or None."""
     for field in fields(TrainOptions):
-        if field.name not in _FREE and getattr(old, field.name) != getattr(new, field.name):
+        values = [in_yaml(getattr(options, field.name)) for options in (old, new)]
+        if field.name not in _FREE and values[0] != values[1]:
             return field.name
     return None
 
@@ -162,6 +236,16 @@ def changed_option(old: TrainOptions, new: TrainOptions) -> str | None:
 def options_yaml(options: TrainOptions) -> str:
     """The options as YAML that `read_options` and ``senet train --config`` take."""
     return yaml.safe_dump(asdict(options), sort_keys=False)
+
+
+def in_yaml(value: Any) -> str:
+    """The value of an option as it is written in YAML, in one line: null, true, [30, 60].
+
+    >>> in_yaml(None), in_yaml((30, 60)), in_yaml({"4": 8.0, "*": 4.0})
+    ('null', '[30, 60]', "{'4': 8.0, '*': 4.0}")
+    """
+    flow = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10**6)
+    return flow.removesuffix("\n").removesuffix("\n...")
 
 
 def read_options(path: Path) -> TrainOptions:
@@ -205,8 +289,8 @@ def in_one_line(error: Exception, known: Iterable[str]) -> str:
     key = re.search(r'Parser key "([^"]+)": (.*)$', text)
     if key is None:
         return text
-    wanted = re.search(r"Expected an? (.+?)\. Got value: (.*)$", key[2]) or re.search(
-        r"Subtypes: \[(.+?)\] Errors: .* Given value: (.*)$", key[2]
+    wanted = re.search(r"Subtypes: \[(.+?)\] Errors: .* Given value: (.*)$", key[2]) or re.search(
+        r"Expected an? (.+?)\. Got value: (.*)$", key[2]
     )
     if wanted is None:
         return f"option {key[1]}: {key[2]}"
@@ -220,12 +304,14 @@ _WORDS = {
     "str": "a text",
     "NoneType": "null",
     "tuple": "a list, such as [30, 60]",
+    "dict": "a mapping, such as {4: 8, 5: 4}",
 }
 
 
 def _in_words(type_text: str) -> str:
     """``<class 'int'>, NoneType`` → a whole number or null; ``Literal['a', 'b']`` → a or b."""
     text = re.sub(r"<class '([\w.]+)'>", r"\1", type_text).replace("typing.", "")
+    text = text.replace("dict[str, float]", "dict")
     parts = re.sub(r"Literal\[(.+?)\]", r"\1", text).replace("'", "").split(", ")
     *most, last = (_WORDS.get(part, part) for part in parts)
     return f"{', '.join(most)} or {last}" if most else last

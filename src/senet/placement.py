@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -13,11 +13,15 @@ from torch import Tensor, nn
 
 from .block import BlockOptions
 from .errors import UserError, nearest
-from .graph import Call, Graph, Node, trace
+from .gating import Gated, place
+from .given import check_network
+from .graph import Graph, Node
+from .regions import Transformation
 from .sites import PLACEMENTS, Plan, Site, SiteFilter, Skipped
-from .transformations import Transformation, find_transformations, unit_end
+from .tracing import trace
+from .transformations import find_transformations
 
-__all__ = ["Reduction", "default_input_size", "plan"]
+__all__ = ["Reduction", "default_input_size", "forward_arguments", "plan"]
 
 Reduction = float | Mapping[int | str, float]
 """One r for all sites, or one for each stage number or path glob (16 where none matches)."""
@@ -73,6 +77,7 @@ def plan(
     >>> [site.path for site in plan(Block(), input_size=(32, 8, 8))]
     ['conv2']
     """
+    check_network(model)
     if placement not in PLACEMENTS:
         raise UserError(f"unknown placement {placement!r}; {nearest(placement, PLACEMENTS)}")
     options = BlockOptions(
@@ -116,19 +121,19 @@ def _whole_plan(
                 return _below_prefix(inner, "backbone")
         scope = "backbone"
     scope = _checked_scope(model, scope or "")
-    inputs, keywords = _inputs(model, input_size, example_inputs)
+    inputs, keywords = forward_arguments(model, input_size, example_inputs)
     graph = trace(model, inputs, keywords)
     modules = dict(model.named_modules(remove_duplicate=False))
     transformations, skipped = find_transformations(graph)
     chosen: list[Site] = []
     for transformation in transformations:
-        placed = _place(graph, modules, transformation, placement)
-        if isinstance(placed, Skipped):
-            skipped.append(placed)
-        elif any((site.path, site.before) == (placed.path, placed.before) for site in chosen):
-            continue  # two branches of one sum share what comes after it, and its shortcut
-        elif _below(placed.path, scope):
-            chosen.append(_site(graph, placed, transformation, placement, options, reduction))
+        for placed in place(graph, modules, transformation, placement):
+            if isinstance(placed, Skipped):
+                skipped.append(placed)
+            elif any((site.path, site.before) == (placed.path, placed.before) for site in chosen):
+                continue  # two branches of one sum share what comes after it, and its shortcut
+            elif _below(placed.path, scope):
+                chosen.append(_site(graph, placed, transformation, placement, options, reduction))
     skipped += _plain_units(graph, transformations)
     size = graph.nodes[0].shape[1:] if graph.nodes else ()
     return Plan(tuple(chosen), tuple(e for e in skipped if _below(e.path, scope)), size)
@@ -160,9 +165,10 @@ def _below(path: str, scope: str) -> bool:
     return not scope or path == scope or path.startswith(scope + ".")
 
 
-def _inputs(
+def forward_arguments(
     model: nn.Module, input_size: tuple[int, ...] | None, example_inputs: Any
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments of a forward, from what `plan` is given."""
     if example_inputs is not None:
         if input_size is not None:
             raise UserError("input_size= and example_inputs= say the same twice; give one of them")
@@ -177,126 +183,9 @@ def _inputs(
     return (torch.zeros(1, *size, dtype=like.dtype, device=like.device),), {}
 
 
-@dataclass(frozen=True)
-class _Gated:
-    """A node to gate, the module to wrap for it, and whether it is that module's input."""
-
-    node: Node
-    path: str
-    before: bool = False
-
-
-def _place(
-    graph: Graph, modules: Mapping[str, nn.Module], what: Transformation, placement: str
-) -> _Gated | Skipped:
-    """The tensor that a placement gates in a transformation, and the module to wrap."""
-    end = graph.nodes[what.end]
-    if end.channels is None:
-        return Skipped(
-            what.path, f"which dimension of its end {end.shape} is channels is not clear"
-        )
-    if placement == "inner":
-        return _inner(graph, modules, what)
-    if placement == "standard" or what.kind != "residual":
-        # Where there is no sum beside a shortcut, the placements of a sum are all one.
-        if placement == "pre":
-            return _pre(graph, what)
-        return _wrappable(graph, modules, end, what.path)
-    if placement == "pre":
-        return _pre(graph, what)
-    if placement == "post":
-        return _post(graph, modules, what)
-    return _identity(graph, modules, what)
-
-
-def _pre(graph: Graph, what: Transformation) -> _Gated | Skipped:
-    """F(SE(X)): the input of the branch's first module."""
-    inside = [i for i in graph.consumers[what.start] if (what.region >> i) & 1]
-    for call in _once(graph, graph.takers.get(what.start, ())):
-        made = graph.between(what.start, call.outputs[0]) if len(call.outputs) == 1 else 0
-        within = made and not made & ~what.region
-        if within and all((made >> i) & 1 for i in inside):
-            return _Gated(graph.nodes[what.start], call.path, before=True)
-    return Skipped(what.path, "no single module of the branch takes the block's input")
-
-
-def _post(graph: Graph, modules: Mapping[str, nn.Module], what: Transformation) -> _Gated | Skipped:
-    """SE(ReLU(P(X) + F(X))): after the sum and its activation."""
-    node = graph.nodes[what.join]
-    after = graph.consumers[node.index]
-    if len(after) == 1 and graph.nodes[after[0]].kind == "activation":
-        node = graph.nodes[after[0]]
-    return _wrappable(graph, modules, node, what.path)
-
-
-def _identity(
-    graph: Graph, modules: Mapping[str, nn.Module], what: Transformation
-) -> _Gated | Skipped:
-    """ReLU(SE(P(X)) + F(X)): what the shortcut's module makes, projection or Identity."""
-    shortcut = graph.nodes[what.shortcuts[0]]
-    if shortcut.index != what.start:
-        return _wrappable(graph, modules, shortcut, what.path)
-    block = graph.nodes[what.join].module
-    for call in _once(graph, graph.handed_on.get(shortcut.index, ())):
-        if not block or call.path.startswith(block + "."):
-            return _Gated(shortcut, call.path)
-    return Skipped(what.path, "its shortcut is no module (an Identity, say) that could be wrapped")
-
-
-def _inner(
-    graph: Graph, modules: Mapping[str, nn.Module], what: Transformation
-) -> _Gated | Skipped:
-    """After the branch's last k × k convolution, its norm and activation."""
-    spatial = [
-        n for n in graph.members(what.region) if n.kind == "conv" and any(k > 1 for k in n.kernel)
-    ]
-    if not spatial:
-        return Skipped(what.path, "its branch has no convolution larger than 1×1")
-    return _wrappable(graph, modules, unit_end(graph, spatial[-1]), what.path)
-
-
-def _once(graph: Graph, calls: Iterable[Call]) -> list[Call]:
-    """The calls of modules that run once in a forward: one wrapper is then one site."""
-    return [call for call in calls if call.path and len(graph.calls_by_path[call.path]) == 1]
-
-
-def _wrappable(
-    graph: Graph, modules: Mapping[str, nn.Module], node: Node, name: str
-) -> _Gated | Skipped:
-    """The innermost module whose only output is the node; a norm rather than its activation.
-
-    Where no module makes it, an `Identity` that hands it on, or the one module that takes it.
-    """
-    if not node.positions:
-        return Skipped(name, f"its end has shape {node.shape}, no positions to squeeze")
-    makers = graph.producers.get(node.index, ())
-    once = _once(graph, makers)
-    for call in once:
-        if _is_norm(modules[call.path]):
-            return _Gated(node, call.path)
-    if once:
-        return _Gated(node, once[0].path)
-    for call in _once(graph, graph.handed_on.get(node.index, ())):
-        if isinstance(modules[call.path], nn.Identity):
-            return _Gated(node, call.path)
-    if len(graph.consumers[node.index]) == 1:
-        for call in _once(graph, graph.takers.get(node.index, ())):
-            return _Gated(node, call.path, before=True)
-    repeated = next((call.path for call in makers if call.path), None)
-    if repeated is None:
-        where = node.module or "the model itself"
-        return Skipped(name, f"it ends in a function call ({node.op} in {where}), not a module")
-    times = len(graph.calls_by_path[repeated])
-    return Skipped(name, f"its end {repeated} is called {times} times in one forward")
-
-
-def _is_norm(module: nn.Module) -> bool:
-    return hasattr(module, "running_mean") or isinstance(module, nn.GroupNorm | nn.LayerNorm)
-
-
 def _site(
     graph: Graph,
-    gated: _Gated,
+    gated: Gated,
     what: Transformation,
     placement: str,
     options: BlockOptions,
@@ -304,7 +193,7 @@ def _site(
 ) -> Site:
     node, path = gated.node, gated.path
     channels = node.channels
-    assert channels is not None  # `_is_feature_map` held for its join
+    assert channels is not None  # else `place` left it out
     stage = _stage(graph, node)
     options = replace(options, reduction=_reduction(reduction, stage, path))
     width = options.width(channels)
@@ -322,7 +211,7 @@ def _site(
         positions=node.positions,
         block=options,
         before=gated.before,
-        note=_note(graph, what, node, placement),
+        note=gated.note or _note(graph, what, node, placement),
         channels_last=node.channel_dim == len(node.shape) - 1 and node.channel_dim != 1,
     )
 
@@ -330,7 +219,8 @@ def _site(
 def _note(graph: Graph, what: Transformation, node: Node, placement: str) -> str:
     """MobileNetV2-like blocks end in a thin projection, which is a poor place for a gate."""
     inside = [n.channels or 0 for n in graph.members(what.region) if n.kind == "conv"]
-    if placement == "standard" and inside and max(inside) >= 2 * (node.channels or 0):
+    thin = bool(inside) and max(inside) >= 2 * (node.channels or 0)
+    if thin and what.kind == "residual" and placement == "standard":
         return 'branches end in a thin bottleneck; placement="inner" gates the wide part instead'
     return ""
 

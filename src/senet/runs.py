@@ -27,6 +27,7 @@ __all__ = [
     "WEIGHTS",
     "ModelCard",
     "atomic_write",
+    "differences",
     "is_temporary",
     "load",
     "package_versions",
@@ -267,8 +268,19 @@ def _file_of_run(run: Path, name: str) -> Path:
     return path
 
 
-def load(run: Path | str, *, device: torch.device | str = "cpu") -> nn.Module:
+def load(
+    run: Path | str,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> nn.Module:
     """The network of a run directory, in evaluation mode, with the best epoch's weights.
+
+    Args:
+        run: the directory.
+        device: where the network is to be.
+        dtype: of its weights and of the images it takes: float32 also where it was trained with
+            precision 64-true, whose weights are on the disk in full; float64 for those.
 
     Raises ``UserError``, naming the file, where ``run`` is not a run directory or one of its
     files is missing, damaged, not what its name says, or does not belong to the others.
@@ -276,8 +288,9 @@ def load(run: Path | str, *, device: torch.device | str = "cpu") -> nn.Module:
     run = Path(run)
     card = read_card(run)
     weights = _read_weights(_file_of_run(run, WEIGHTS))
-    model = _rebuild(card, run / CARD)
-    _check_fit(model.state_dict(), weights, card.name, run / WEIGHTS)
+    model = _rebuild(card, run / CARD).to(dtype)
+    if wrong := differences(model.state_dict(), weights):
+        raise UserError(f"{str(run / WEIGHTS)!r} does not fit {card.name!r}: it {wrong}")
     model.load_state_dict(weights, strict=True)
     return model.to(device).eval()
 
@@ -324,10 +337,13 @@ def _rebuild(card: ModelCard, source: Path) -> nn.Module:
         ) from error
 
 
-def _check_fit(
-    expected: Mapping[str, Tensor], found: Mapping[str, Tensor], name: str, path: Path
-) -> None:
-    differences = [
+def differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
+    """What keeps one state dict from the place of another, in a phrase; "" where nothing does.
+
+    >>> differences({"a": torch.zeros(1), "b": torch.zeros(1)}, {"a": torch.zeros(2)})
+    "lacks 'b', has another shape for 'a'"
+    """
+    phrases = [
         *_listed("lacks", expected.keys() - found.keys()),
         *_listed("has", found.keys() - expected.keys(), "too many"),
         *_listed(
@@ -339,8 +355,7 @@ def _check_fit(
             ),
         ),
     ]
-    if differences:
-        raise UserError(f"{str(path)!r} does not fit {name!r}: it {', '.join(differences)}")
+    return ", ".join(phrases)
 
 
 def _listed(verb: str, keys: Iterable[str], end: str = "") -> list[str]:

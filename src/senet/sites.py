@@ -110,10 +110,15 @@ class Plan(Sequence[Site]):
                 several of them, of which one has to match.
 
         Raises:
-            UserError: a filter matches nothing.
+            UserError: a filter matches nothing or is none of these, or there is none.
         """
-        filters = [sites] if isinstance(sites, str | int) or callable(sites) else list(sites)
+        single = isinstance(sites, str | int) or callable(sites)
+        filters: list[Any] = list(sites) if not single and isinstance(sites, Iterable) else [sites]
+        if not filters:
+            raise UserError(f"sites={sites!r} selects nothing; leave it out for all of them")
         for one in filters:
+            if not (isinstance(one, str | int) or callable(one)):
+                raise UserError(f"sites={one!r} is no path pattern, stage number or predicate")
             if not any(_matches(site, one) for site in self.sites):
                 raise UserError(self._no_match(one))
         kept = tuple(s for s in self.sites if any(_matches(s, one) for one in filters))

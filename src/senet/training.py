@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -14,21 +14,29 @@ import torch
 from torch import nn
 
 from . import models, runs
+from .adoption import ADOPTED_ATTRIBUTE
 from .block import SqueezeExcite
 from .data import DataOptions, ImageData, load_data, train_loader, val_loader
 from .errors import UserError
-from .insertion import attached_plan
-from .options import TrainOptions, changed_option, options_yaml, read_options
+from .insertion import attached_plan, detach
+from .options import TrainOptions
+from .resumption import (
+    CONFIG,
+    begin_directory,
+    check_data,
+    check_directory,
+    has_weights,
+    is_helper,
+    with_absolute_paths,
+)
 from .verification import verify
 
 if TYPE_CHECKING:
-    from .checkpoints import EpochRow
+    from .checkpoints import EpochRow, RunRecord
     from .twins import Comparison
 
 __all__ = ["CONFIG", "TrainOptions", "TrainResult", "is_helper", "train"]
 
-CONFIG = Path("config.yaml")
-CHECKPOINTS = Path("checkpoints")
 TWIN = Path("twin")
 
 
@@ -77,11 +85,11 @@ def train(
 
     Raises:
         UserError: an unknown model or data set, a directory that holds something else, options
-            other than those of the run to be resumed, a loss that is not finite.
+            or data other than those of the run to be resumed, a loss that is not finite.
         VerificationError: an SE block that is not wired into the network.
         KeyboardInterrupt: stopped by Ctrl-C or SIGTERM; resume to go on.
     """
-    out = Path(out)
+    out, options = Path(out), with_absolute_paths(options)
     plain = plain_twin(options) if options.twin else None
     if (
         plain is not None
@@ -92,10 +100,12 @@ def train(
         raise UserError(f"twin needs a plain run to start both from; init {options.init} has SE")
     tell = _say_nothing if is_helper() else say
     with _threads(options.threads):
+        if plain is not None:  # before hours are spent on the first of the two
+            check_directory(out / TWIN, plain, resume=resume)
         result = _train_one(options, out, resume=resume, bar=bar, say=tell)
         if plain is None:
             return result
-        _train_one(plain, out / TWIN, resume=resume, bar=bar, say=tell)
+        _train_one(plain, out / TWIN, beside=out, resume=resume, bar=bar, say=tell)
         if is_helper():
             return result
         from .twins import compare, write_comparison
@@ -108,41 +118,57 @@ def train(
 
 
 def _train_one(
-    options: TrainOptions, out: Path, *, resume: bool, bar: bool, say: Callable[[str], None]
+    options: TrainOptions,
+    out: Path,
+    *,
+    beside: Path | None = None,
+    resume: bool,
+    bar: bool,
+    say: Callable[[str], None],
 ) -> TrainResult:
-    """One network of `train`."""
-    from .checkpoints import best_row, write_metrics
+    """One network of `train`; ``beside`` is the run of the other, on the same data."""
+    from .checkpoints import LAST, best_row, read_record, write_metrics
 
-    rows = check_directory(out, options, resume=resume)
-    if len(rows) >= options.epochs:
-        write_metrics(out, rows)
-        best = best_row(rows)
-        say(
-            f"{out} is finished: {len(rows)} epochs, "
-            f"top-1 {best.val_top1:.2%} after epoch {best.epoch}"
-        )
-        return TrainResult(out, tuple(rows), best, trained=False)
+    record = check_directory(out, options, resume=resume)
+    finished = len(record.rows) >= options.epochs
+    if finished:
+        write_metrics(out, record.rows)
+        if has_weights(out) or is_helper():
+            return _finished(out, record, say)
+    data_options = data_options_of(options)
+    data = load_data(data_options)
+    now = data.record()
+    check_data(out, record, now)
+    if beside is not None:
+        check_data(beside, read_record(beside / LAST), now)
+    if record.rows and not has_weights(out) and not is_helper():
+        restore_weights(out, options, data)
+        say(f"{out}: {runs.WEIGHTS} was missing, written anew from the best checkpoint")
+    if finished:
+        return _finished(out, record, say)
 
     from .fitting import fit, make_trainer, seed_everything
 
-    data_options = data_options_of(options)
-    data = load_data(data_options)
     seed_everything(options.seed)
     model = build(options, num_classes=len(data.classes))
-    if options.init is not None and not rows:
-        start_from(model, Path(options.init), options.model)
+    origin = None
+    if options.init is not None and not record.rows:
+        origin = start_from(model, Path(options.init), options.model, num_classes=len(data.classes))
     blocks = check_wiring(model, data)
     trainer = make_trainer(
         options,
         out,
+        data=now,
         export=partial(export, out, model, options, data),
         report=lambda row: say(progress_line(row, options.epochs)),
         bar=bar,
     )
     begin_directory(out, options)
     say(describe(options, model, data, blocks))
-    if rows:
-        say(f"{out}: going on after epoch {len(rows)} of {options.epochs}")
+    if origin is not None:
+        say(origin)
+    if record.rows:
+        say(f"{out}: going on after epoch {len(record.rows)} of {options.epochs}")
     elif resume:
         say(f"{out}: no finished epoch to resume from, beginning with the first")
     loaders = train_loader(data, data_options), val_loader(data, data_options)
@@ -150,52 +176,40 @@ def _train_one(
     return TrainResult(out, tuple(rows), best_row(rows), trained=True)
 
 
-def check_directory(out: Path, options: TrainOptions, *, resume: bool) -> list[EpochRow]:
-    """Whether a run may be written to ``out``, and the epochs that are finished there.
+def _finished(out: Path, record: RunRecord, say: Callable[[str], None]) -> TrainResult:
+    """The result of a run that has nothing left to train."""
+    from .checkpoints import best_row
+
+    best = best_row(record.rows)
+    say(
+        f"{out} is finished: {len(record.rows)} epochs, "
+        f"top-1 {best.val_top1:.2%} after epoch {best.epoch}"
+    )
+    return TrainResult(out, record.rows, best, trained=False)
+
+
+def restore_weights(out: Path, options: TrainOptions, data: ImageData) -> None:
+    """Write the weights and the card of a run anew from its best checkpoint.
 
     Raises:
-        UserError: ``out`` is a file, holds something else, or holds a run that is not to be
-            resumed, or one with other options.
+        UserError: there is no such checkpoint, or it is another network's.
     """
-    from .checkpoints import read_rows
+    from .checkpoints import BEST, WholeFiles, read_record, refuse
 
-    if is_helper():
-        return read_rows(out)
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file; name a directory for the run")
-    if (out / CONFIG).exists():
-        if not resume:
-            raise UserError(
-                f"{out} holds another run; add --resume to go on with it, or name another directory"
-            )
-        old = read_options(out / CONFIG)
-        name = changed_option(old, options)
-        if name is not None:
-            raise UserError(
-                f"{name} is {getattr(options, name)} but the run in {out} has "
-                f"{getattr(old, name)}; leave it out to resume, or train into another directory"
-            )
-    elif out.is_dir() and any(not runs.is_temporary(path) for path in out.iterdir()):
-        raise UserError(f"{out} is not empty and holds no run; name another directory")
-    return read_rows(out)
-
-
-def begin_directory(out: Path, options: TrainOptions) -> None:
-    """Make the directory, clear away what a killed process left half written, note the options."""
-    if is_helper():
-        return
-    out.mkdir(parents=True, exist_ok=True)
-    for path in [*out.iterdir(), *(out / CHECKPOINTS).glob("*")]:
-        if runs.is_temporary(path):
-            path.unlink()
-    text = f"# senet train --config {CONFIG} --out DIR\n{options_yaml(options)}"
-    runs.atomic_write(out / CONFIG, lambda file: file.writelines([text.encode()]))
-
-
-def is_helper() -> bool:
-    """Whether this is a process for a further device, which writes and says nothing."""
-    rank = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))
-    return int(rank) > 0
+    if not (out / BEST).exists():
+        raise UserError(
+            f"{out} has neither {runs.WEIGHTS} with {runs.CARD} nor {BEST}; restore one of them "
+            "from a copy, or train again into another directory"
+        )
+    states = WholeFiles().load_checkpoint(out / BEST)["state_dict"]
+    weights = {name.removeprefix("model."): tensor for name, tensor in states.items()}
+    model = build(replace(options, pretrained=False), num_classes=len(data.classes))
+    if options.precision == "64-true":
+        model.double()
+    if wrong := runs.differences(model.state_dict(), weights):
+        raise refuse(out / BEST, f"it does not fit {options.model}: it {wrong}")
+    model.load_state_dict(weights)
+    export(out, model, options, data, read_record(out / BEST).rows[-1])
 
 
 def data_options_of(options: TrainOptions) -> DataOptions:
@@ -217,18 +231,7 @@ def plain_twin(options: TrainOptions) -> TrainOptions:
             f"twin trains a network with SE beside its plain twin, but model is {plain}; "
             f"use se_{plain}"
         )
-    untouched = TrainOptions()
-    return replace(
-        options,
-        model=plain,
-        twin=False,
-        placement=untouched.placement,
-        reduction=untouched.reduction,
-        min_hidden=untouched.min_hidden,
-        bias=untouched.bias,
-        warm_start=untouched.warm_start,
-        se_lr=untouched.se_lr,
-    )
+    return options.without_se()
 
 
 def build(options: TrainOptions, *, num_classes: int) -> nn.Module:
@@ -238,34 +241,53 @@ def build(options: TrainOptions, *, num_classes: int) -> nn.Module:
         num_classes=num_classes,
         pretrained=options.pretrained,
         placement=options.placement,
-        reduction=options.reduction,
+        sites=options.site_filters,
+        reduction=options.reductions,
+        hidden=options.hidden,
         min_hidden=options.min_hidden,
+        divisor=options.divisor,
         bias=options.bias,
+        gate=options.gate,
+        activation=options.activation,
+        squeeze=options.squeeze,
         warm_start=options.warm_start,
     )
 
 
-def start_from(model: nn.Module, run: Path, name: str) -> None:
+def start_from(model: nn.Module, run: Path, name: str, *, num_classes: int) -> str:
     """Give a network the weights of a run, of the same network or of its plain twin.
 
+    Returns:
+        what it started from, in a line.
+
     Raises:
-        UserError: the run holds another network, other classes, or SE blocks of another kind.
+        UserError: the run holds another network, another number of classes, or SE blocks of
+            another kind.
     """
     card = runs.read_card(run)
+    if card.num_classes != num_classes:
+        raise UserError(
+            f"init {run} tells {card.num_classes} classes apart (of {card.data}), but the data "
+            f"here has {num_classes}; start from a run with as many"
+        )
     theirs, ours = card.plan, runs.plan_of(model)
-    if theirs is not None and (ours is None or theirs["sites"] != ours["sites"]):
+    if theirs is not None and ours is None:
+        raise UserError(f"init {run} holds {card.name}, which has SE, but {name} has none")
+    if theirs is not None and ours is not None and theirs["sites"] != ours["sites"]:
         raise UserError(
             f"init {run} holds {card.name} with SE blocks of other options than {name} here; "
             "give the same options, or start from a plain run"
         )
-    try:
-        model.load_state_dict(runs.load(run).state_dict())
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
+    weights = runs.load(run).state_dict()
+    same_kind = (theirs is None) == (ours is None)
+    alike = model if same_kind else detach(deepcopy(model))
+    if wrong := runs.differences(alike.state_dict(), weights):
         raise UserError(
-            f"init {run} holds {card.name} with {card.num_classes} classes, whose weights do not "
-            f"fit {name} here: {reason}"
-        ) from None
+            f"init {run} holds {card.name}, whose weights do not fit {name}: it {wrong}"
+        )
+    model.load_state_dict(weights)
+    top1 = "" if card.top1 is None else f", which had top-1 {card.top1:.2%} on its held-out images"
+    return f"starting from {card.name} in {run}{top1}"
 
 
 def check_wiring(model: nn.Module, data: ImageData) -> int:
@@ -275,7 +297,7 @@ def check_wiring(model: nn.Module, data: ImageData) -> int:
         VerificationError: a block does not take part in forward or backward as planned.
     """
     blocks = any(isinstance(module, SqueezeExcite) for module in model.modules())
-    if not blocks and attached_plan(model) is None:
+    if not blocks and attached_plan(model) is None and not hasattr(model, ADOPTED_ATTRIBUTE):
         return 0
     images = torch.stack([data.val[i][0] for i in range(min(4, len(data.val)))])
     return len(verify(model, images))

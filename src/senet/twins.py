@@ -94,11 +94,21 @@ class Comparison:
 
     def to_table(self) -> Table:
         """The table for a terminal."""
+        from rich import box
         from rich.table import Table
 
-        table = Table(caption=self.caption(), caption_justify="left")
-        for title in HEADER:
-            table.add_column(title, justify="left" if title == "network" else "right")
+        table = Table(
+            box=box.SIMPLE,
+            pad_edge=False,
+            collapse_padding=True,
+            caption=self.caption(),
+            caption_justify="left",
+        )
+        # In 80 columns: figures stay whole, and the one long title takes two lines.
+        name, *figures = HEADER
+        table.add_column(name, overflow="fold")
+        for title in figures:
+            table.add_column(title.replace("for ", "for\n"), justify="right", no_wrap=True)
         *members, ratio = self.rows()
         for row in members:
             table.add_row(*row)
@@ -176,7 +186,14 @@ def _line(member: Member) -> tuple[str, ...]:
         member.name,
         "–" if member.top1 is None else f"{member.top1:.2%}",
         f"{member.parameters:,}",
-        f"{member.macs / 1e6:,.2f} M",
+        _scaled(member.macs, 1e6, 1e3, "M", "G", digits=2),
         f"{member.step_ms:.1f}",
-        f"{member.saved_bytes / 2**20:,.1f} MiB",
+        _scaled(member.saved_bytes, 2**20, 2**10, "MiB", "GiB", digits=1),
     )
+
+
+def _scaled(value: float, unit: float, step: float, small: str, large: str, *, digits: int) -> str:
+    """``value`` in units, or in units ``step`` times as large where it has that many of them."""
+    if value < unit * step:
+        return f"{value / unit:.{digits}f} {small}"
+    return f"{value / unit / step:,.{digits}f} {large}"

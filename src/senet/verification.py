@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch import nn
 
-from .block import SqueezeExcite
+from .adoption import ADOPTED_ATTRIBUTE, AdoptedSqueezeExcite
 from .errors import UserError
+from .given import check_module, preserved_generators
 from .insertion import PLAN_ATTRIBUTE
-from .norm import Recalibrated, recalibrated_modules
+from .norm import Recalibrated
+from .trial import Observed, Trial, blocks_by_path
 
 __all__ = ["BlockCheck", "VerificationError", "verify"]
+
+NO_GRADIENT = "its output carries no gradient"
 
 
 class VerificationError(UserError):
@@ -30,62 +31,33 @@ class BlockCheck:
     Args:
         path: of the block, or of the wrapper that holds it.
         channels: that it gates.
-        gate_gradient: the largest |∂L/∂s| over samples and channels, finite and positive.
-        frozen: none of its parameters is trained (``requires_grad`` is off).
+        gate_gradient: the largest |∂L/∂s| over samples and channels, finite and positive; zero
+            for a frozen block whose output carries no gradient.
+        frozen: it is not trained: ``requires_grad`` is off for all its parameters, or the forward
+            runs it under `torch.no_grad` or `torch.inference_mode`.
+        note: why the gradient is zero, or "".
     """
 
     path: str
     channels: int
     gate_gradient: float
     frozen: bool
-
-
-@dataclass
-class _Observed:
-    calls: int = 0
-    gate_gradient: float = 0.0
-    reached: bool = False
-
-
-@dataclass
-class _Watch:
-    """Hooks on the blocks of a copy; recomputed forwards (checkpointing) are not calls."""
-
-    forward: bool = True
-    blocks: dict[str, _Observed] = field(default_factory=dict)
-
-    def on(self, path: str, block: SqueezeExcite) -> None:
-        observed = self.blocks.setdefault(path, _Observed())
-
-        def after(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            observed.calls += self.forward
-            if output.requires_grad:
-                entered = args[0].detach().clone()
-                output.register_hook(lambda gradient: arrived(entered, gradient))
-
-        def arrived(entered: Tensor, gradient: Tensor) -> None:
-            # y = s · u, so ∂L/∂s sums g · u over the positions of a channel.
-            product = (gradient * entered).double()
-            channel_dim = product.dim() - 1 if block.channels_last else 1
-            positions = [d for d in range(1, product.dim()) if d != channel_dim]
-            total = product.sum(positions) if positions else product
-            observed.gate_gradient = max(observed.gate_gradient, total.abs().max().item())
-            observed.reached |= bool(gradient.count_nonzero())
-
-        block.register_forward_hook(after)
+    note: str = ""
 
 
 def verify(model: nn.Module, x: Any) -> list[BlockCheck]:
     """Check that every SE block of ``model`` is wired; the model is not touched.
 
-    A copy, its dropped-out and stochastic parts off, runs forward and backward on ``x``. So
-    that the weights of the day do not matter (last affines set to zero, a warm start's zero
-    matrix), parameters of the copy that are all zero and the blocks' second matrices are
-    replaced by random ones. Each block must be where its plan put it, run exactly once, and get
-    a finite, non-zero gradient on its gate.
+    A copy, its dropped-out and stochastic parts off, runs forward and backward on ``x``, in
+    float32 unless it is in bfloat16 or its parameters are of several types. So that the weights
+    of the day do not matter (last affines set to zero, a warm start's zero matrix), parameters of
+    the copy that are all zero and the blocks' second matrices are replaced by random ones. Each
+    block must be where it was put, run exactly once, and get a finite, non-zero gradient on its
+    gate. Where the forward itself turns autograd off, another forward with the block's output
+    changed shows that it is at work, and it counts as frozen.
 
     Args:
-        model: a network with SE, by `attach` or with `SqueezeExcite` in its own code.
+        model: a network with SE, by `attach` or `adopt` or with `SqueezeExcite` in its own code.
         x: a batch, (N, C, …) with N ≥ 1, or a tuple of positional or a dict of keyword
             arguments of the forward.
 
@@ -94,26 +66,30 @@ def verify(model: nn.Module, x: Any) -> list[BlockCheck]:
 
     Raises:
         VerificationError: naming the block and the usual cause.
-        UserError: the model cannot be copied; sharded ones (FSDP) cannot.
+        UserError: the forward fails on ``x``, or the model cannot be copied (sharded ones, FSDP,
+            cannot) or has no values (on the meta device).
     """
     model = _innermost(model)
-    blocks = dict(_blocks(model))
+    check_module(model)
+    blocks = dict(blocks_by_path(model))
     problems = _lost(model)
     if not blocks and not problems:
         raise VerificationError(f"{type(model).__name__} has no SE block; senet.attach puts it in")
+    _refuse_meta(model)
     frozen = {
         path: not any(p.requires_grad for p in block.parameters()) for path, block in blocks.items()
     }
-    devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
-    with torch.random.fork_rng(devices=devices), torch.enable_grad():
+    with preserved_generators(model), torch.inference_mode(False), torch.enable_grad():
         torch.manual_seed(0)
-        watch = _run(_prepared(model), x)
+        observations = Trial(model, x).observe()
     checks = []
-    for path, observed in watch.blocks.items():
-        if problem := _problem(observed):
+    for path, observed in observations.items():
+        if problem := _problem(observed, frozen[path]):
             problems.append(f"{path}: {problem}")
-        check = BlockCheck(path, blocks[path].channels, observed.gate_gradient, frozen[path])
-        checks.append(check)
+        note = "" if observed.reached else NO_GRADIENT
+        unmoved = frozen[path] or not observed.reached
+        channels = blocks[path].channels
+        checks.append(BlockCheck(path, channels, observed.gate_gradient, unmoved, note))
     if problems:
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
         raise VerificationError("; ".join(problems[:3]) + more)
@@ -128,98 +104,80 @@ def _innermost(model: nn.Module) -> nn.Module:
     return _innermost(inner) if isinstance(inner, nn.Module) else model
 
 
-def _blocks(model: nn.Module) -> list[tuple[str, SqueezeExcite]]:
-    """The blocks, each under its wrapper's path where it has one."""
-    modules = dict(model.named_modules())
-    found = []
-    for path, module in modules.items():
-        if isinstance(module, SqueezeExcite):
-            parent = path.rpartition(".")[0]
-            wrapped = isinstance(modules.get(parent), Recalibrated)
-            found.append((parent if wrapped else path, module))
-    return found
+def _refuse_meta(model: nn.Module) -> None:
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_meta:
+            raise UserError(
+                f"{name!r} is on the meta device, which holds no values; "
+                "verify the model once its weights are loaded on a real one"
+            )
+
+
+# Where blocks are, and where they were put
 
 
 def _lost(model: nn.Module) -> list[str]:
-    """Sites of a noted plan that no wrapper holds any more."""
+    """What `attach` and `adopt` noted on the model and is not there any more, or elsewhere."""
     problems = []
     for prefix, owner in model.named_modules():
-        plan = getattr(owner, PLAN_ATTRIBUTE, None) or ()
-        held = {wrapper.site for _, wrapper in recalibrated_modules(owner)} if plan else set()
-        modules = dict(owner.named_modules(remove_duplicate=False)) if plan else {}
-        for site in plan:
-            if site not in held:
-                now = modules.get(site.path)
-                what = "nothing" if now is None else f"a {type(now).__name__}"
-                path = f"{prefix}.{site.path}" if prefix else site.path
+        noted = [(site, site.path) for site in getattr(owner, PLAN_ATTRIBUTE, None) or ()]
+        noted += [(path, path) for path in getattr(owner, ADOPTED_ATTRIBUTE, ())]
+        if not noted:
+            continue
+        held, there = _held(owner), _by_plain_path(owner)
+        for key, path in noted:
+            now = there.get(path)
+            shown = f"{prefix}.{path}" if prefix else path
+            places = held.get(key, [])
+            if not places:
                 problems.append(
-                    f"{path}: the block is gone, there is {what} in its place; "
-                    "a conversion or assignment replaced the wrapper (attach after converting)"
+                    f"{shown}: the block is gone, its place holds {_kind(now)}; "
+                    "a conversion or assignment replaced it (attach or adopt after converting)"
+                )
+            elif now is not None and not any(_leads(path, place) for place in places):
+                problems.append(
+                    f"{shown}: its block has moved to {places[0]}, its place holds {_kind(now)}; "
+                    "put it back, or detach and attach again"
                 )
     return problems
 
 
-def _prepared(model: nn.Module) -> nn.Module:
-    """A trainable float32 copy whose zeros do not hide a path."""
-    twin = _copied(model).float().eval()
-    for module in twin.modules():
-        if hasattr(module, "running_mean"):
-            module.train()  # batch statistics keep a deep, untrained network in range
-    for name, buffer in twin.named_buffers():
-        # A frozen norm keeps its γ in a buffer; a zero-initialised one is as healthy as a trained.
-        if name.rpartition(".")[2] == "weight" and not buffer.any():
-            nn.init.uniform_(buffer, 0.5, 1.5)
-    for parameter in twin.parameters():
-        parameter.requires_grad_(parameter.is_floating_point())
-        if parameter.is_floating_point() and not parameter.any():
-            nn.init.uniform_(parameter, 0.5, 1.5)
-    for _, block in _blocks(twin):
-        nn.init.kaiming_normal_(block.fc2.weight, mode="fan_out", nonlinearity="sigmoid")
-    return twin
+def _kind(module: nn.Module | None) -> str:
+    return "nothing" if module is None else type(module).__name__
 
 
-def _copied(model: nn.Module) -> nn.Module:
-    try:
-        return copy.deepcopy(model)
-    except Exception as error:  # each kind of sharding refuses in its own way
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"{type(model).__name__} cannot be copied ({reason}); "
-            "verify a model before it is sharded or otherwise tied to its process"
-        ) from error
+def _held(owner: nn.Module) -> dict[Any, list[str]]:
+    """The sites and adopted paths that have a block, and where that is."""
+    found: dict[Any, list[str]] = {}
+    for path, module in owner.named_modules(remove_duplicate=False):
+        if isinstance(module, AdoptedSqueezeExcite):
+            found.setdefault(module.path, []).append(path)
+        elif isinstance(module, Recalibrated) and blocks_by_path(module.se):
+            found.setdefault(module.site, []).append(path)
+    return found
 
 
-def _run(twin: nn.Module, x: Any) -> _Watch:
-    watch = _Watch()
-    for path, block in _blocks(twin):
-        watch.on(path, block)
-    output = _forward(twin, tree_map(_several, x))
-    watch.forward = False
-    leaves = [t for t in tree_leaves(output) if isinstance(t, Tensor) and t.requires_grad]
-    if leaves:
-        loss = torch.stack([(t.float() * torch.randn_like(t.float())).sum() for t in leaves]).sum()
-        loss.backward()
-    return watch
+def _by_plain_path(owner: nn.Module) -> dict[str, nn.Module]:
+    """The modules by the paths that they have without wrappers, the outermost of each path."""
+    modules = dict(owner.named_modules(remove_duplicate=False))
+    plain: dict[str, str] = {}
+    found: dict[str, nn.Module] = {}
+    for path, module in modules.items():
+        parent, _, name = path.rpartition(".")
+        wrapped = name == "norm" and isinstance(modules[parent], Recalibrated)
+        above = plain.get(parent, "")
+        plain[path] = above if wrapped else f"{above}.{name}".removeprefix(".")
+        found.setdefault(plain[path], module)
+    return found
 
 
-def _several(value: Any) -> Any:
-    """A single sample becomes four slightly different ones: batch statistics need several."""
-    if not isinstance(value, Tensor) or not value.is_floating_point():
-        return value
-    value = value.detach().float()
-    if value.dim() < 2 or value.shape[0] != 1:
-        return value
-    several = value.repeat(4, *(1,) * (value.dim() - 1))
-    return several + 0.1 * torch.randn_like(several)
+def _leads(path: str, place: str) -> bool:
+    """Whether ``place`` is ``path``, perhaps with other modules in between (checkpointing)."""
+    steps = iter(place.split("."))
+    return all(step in steps for step in path.split("."))
 
 
-def _forward(model: nn.Module, x: Any) -> Any:
-    if isinstance(x, Mapping):
-        return model(**x)
-    return model(*x) if isinstance(x, tuple) else model(x)
-
-
-def _problem(observed: _Observed) -> str | None:
+def _problem(observed: Observed, frozen: bool) -> str | None:
     if observed.calls == 0:
         return (
             "the block was never called; the forward goes round the module that was wrapped "
@@ -227,8 +185,15 @@ def _problem(observed: _Observed) -> str | None:
         )
     if observed.calls > 1:
         return f"the block was called {observed.calls} times in one forward; the module is shared"
-    if not observed.reached:
+    if not observed.reached and not observed.enters:
         return "no gradient reaches the block; what it makes does not enter the output"
+    if not observed.reached:
+        if frozen or not observed.recorded:
+            return None
+        return (
+            "no gradient reaches the block, though what it makes enters the output: it is "
+            "detached on the way; freeze the block (requires_grad_(False)) or let gradients pass"
+        )
     if not 0 < observed.gate_gradient < float("inf"):
         return (
             f"the gradient on its gate is {observed.gate_gradient:g}; it is fed by a dead branch "

@@ -5,25 +5,31 @@ from __future__ import annotations
 import importlib
 import re
 from dataclasses import fields
+from inspect import signature
 
 import pytest
 
 from senet.cli import COMMANDS, main
 from senet.options import TrainOptions
+from senet.placement import plan
 
+BLOCKS = {
+    *("placement", "sites", "reduction", "hidden", "min_hidden", "divisor", "bias"),
+    *("gate", "activation", "squeeze"),
+}
 OPTIONS = {
     "train": {
         *("config", "print_config", "out", "resume", "progress"),
         *("model", "data", "data_root", "download", "image_size", "val_fraction", "augment"),
         *("batch_size", "workers", "epochs", "seed", "optimizer", "lr", "momentum", "nesterov"),
         *("weight_decay", "decay_norms", "schedule", "milestones", "gamma", "warmup_epochs"),
-        *("warmup_factor", "label_smoothing", "clip_norm", "pretrained", "init", "placement"),
-        *("reduction", "min_hidden", "bias", "se_lr", "warm_start", "precision", "accelerator"),
-        *("devices", "threads", "twin", "tensorboard", "limit_batches"),
+        *("warmup_factor", "label_smoothing", "clip_norm", "pretrained", "init", "se_lr"),
+        *("warm_start", "precision", "accelerator", "devices", "threads", "twin", "tensorboard"),
+        *("limit_batches", *BLOCKS),
     },
     "evaluate": {"data", "part", "data_root", "batch_size", "workers", "device", "json"},
     "predict": {"top", "device", "json"},
-    "plan": {"placement", "reduction", "min_hidden", "image_size", "json"},
+    "plan": {"image_size", "scope", "json", *BLOCKS},
 }
 REQUIRED = {"out", "run", "images", "name"}
 WITHOUT_DEFAULT = {"help", "config", "print_config", *REQUIRED}
@@ -66,6 +72,19 @@ def test_help_tells_every_option_and_its_default(
             assert described, action.dest
             assert re.search(rf"{re.escape(described)} \([^()]*default: {shown}", text), action.dest
     assert text.count("required") == sum(action.dest in REQUIRED for action in parser._actions)
+
+
+def test_plan_has_the_options_of_the_function() -> None:
+    parser = importlib.import_module(COMMANDS["plan"][0]).parser()
+    parameters = signature(plan).parameters
+    options = {name: parser.get_default(name) for name in {*BLOCKS, "scope"}}
+    assert set(options) == set(parameters) - {"model", "input_size", "example_inputs"}
+    for name in set(options) - {"min_hidden"}:  # the network's own
+        assert options[name] == parameters[name].default, name
+
+
+def test_the_size_of_images_in_a_folder_is_told(capfd: pytest.CaptureFixture[str]) -> None:
+    assert "the data set's own, 224 for a folder" in help_of("train", capfd)
 
 
 def test_training_options_have_a_line_and_a_default_each(

@@ -24,6 +24,7 @@ PUBLIC = [
     "attach",
     "attached_plan",
     "create_model",
+    "deploy",
     "detach",
     "list_models",
     "load",

@@ -45,11 +45,31 @@ def test_commands_parse(page, line):
     parser.parse_args(given)
 
 
-def test_files_named_in_the_readme_exist():
-    named = re.findall(r"`((?:src|recipes|benchmarks|tools|docs)/[\w./-]*)`", PAGES[0].read_text())
-    assert len(named) > 15
-    for name in named:
-        assert (ROOT / name).exists(), name
+def _listed() -> list[str]:
+    """The paths in the table of files; in a row they lie in the folder of its first."""
+    table = PAGES[0].read_text().partition("## The files")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (`[^|]+`) \|", table, flags=re.M)
+    paths: list[str] = []
+    for row in rows:
+        first, *others = re.findall(r"`([^`]+)`", row)
+        folder = first.rstrip("/").rpartition("/")[0]
+        paths += [first, *(f"{folder}/{name}" for name in others)]
+    return paths
+
+
+def test_the_readme_lists_the_files_there_are():
+    package = ROOT / "src" / "senet"
+    files = {f"src/senet/{path.name}" for path in package.glob("*.py") if path.name[0] != "_"}
+    folders = {f"{path.parent.relative_to(ROOT)}/" for path in package.glob("*/__init__.py")}
+    listed = _listed()
+    assert len(listed) == len(set(listed))
+    assert {path for path in listed if path.startswith("src/")} == files | folders
+    for path in listed:
+        assert (ROOT / path).exists(), path
+
+
+def test_links_of_the_readme_lead_somewhere():
     links = re.findall(r"\]\((docs/[^)#]+)\)", PAGES[0].read_text())
+    assert links
     for link in links:
         assert (ROOT / link).exists(), link

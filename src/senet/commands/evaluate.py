@@ -24,7 +24,8 @@ from .parsing import command_parser, parse, pick_device
 
 __all__ = ["main", "parser"]
 
-_MATRIX = 20  # classes up to which the whole confusion matrix is printed
+_MATRIX = 20  # classes up to which the whole confusion matrix is printed, where it fits
+_HARDEST = 20  # classes that are listed where it is not
 
 
 def parser() -> ArgumentParser:
@@ -92,6 +93,8 @@ def _data(given: Namespace, run: Path, card: runs.ModelCard) -> ImageData:
             data=given.data or card.data,
             data_root=Path(given.data_root or options.data_root),
             download=options.download,
+            batch_size=given.batch_size,
+            workers=given.workers,
             image_size=card.image_size,
             augment=False,
             val_fraction=options.val_fraction,
@@ -130,22 +133,32 @@ def _batches(
 
 
 def _tell(result: Evaluation, title: str) -> None:
-    console = Console()
-    console.print(title, highlight=False)
-    console.print(
-        f"top-1 {result.top1:.2%}  top-5 {result.top5:.2%}  loss {result.loss:.4f}  "
-        f"{result.images:,} images  {result.images_per_second:,.0f} images/s",
-        highlight=False,
+    top5 = "" if result.top5 is None else f"top-5 {result.top5:.2%}  "
+    print(title)
+    print(
+        f"top-1 {result.top1:.2%}  {top5}loss {result.loss:.4f}  "
+        f"{result.images:,} images  {result.images_per_second:,.0f} images/s"
     )
+    # The names of classes are shown as they are, also [those] that look like markup.
+    console = Console(markup=False, emoji=False, highlight=False)
     names = list(result.per_class)
-    if len(names) <= _MATRIX:
-        console.print(_matrix(result, names))
+    matrix = _matrix(result, names) if len(names) <= _MATRIX else None
+    if matrix is not None and _fits(matrix, console):
+        print("rows: the true class; columns: what was said")
+        console.print(matrix)
     else:
+        print(f"the {min(_HARDEST, len(names))} classes of lowest accuracy (--json has all)")
         console.print(_hardest(result, names))
 
 
+def _fits(table: Table, console: Console) -> bool:
+    """Whether a table needs no more columns than there are, to show every cell whole."""
+    boundless = console.options.update(width=10_000)
+    return console.measure(table, options=boundless).maximum <= console.width
+
+
 def _matrix(result: Evaluation, names: list[str]) -> Table:
-    table = Table(title="rows: the true class; columns: what was said", title_justify="left")
+    table = Table()
     table.add_column("class")
     table.add_column("accuracy", justify="right")
     for name in names:
@@ -156,11 +169,11 @@ def _matrix(result: Evaluation, names: list[str]) -> Table:
 
 
 def _hardest(result: Evaluation, names: list[str]) -> Table:
-    table = Table(title="the 20 classes of lowest accuracy (--json has all)", title_justify="left")
+    table = Table()
     for title in ("class", "accuracy", "most often taken for"):
         table.add_column(title, justify="right" if title == "accuracy" else "left")
     known = [(share, name) for name, share in result.per_class.items() if share is not None]
-    for share, name in sorted(known)[:20]:
+    for share, name in sorted(known)[:_HARDEST]:
         label = names.index(name)
         wrong = [(n, other) for other, n in enumerate(result.confusion[label]) if other != label]
         count, other = max(wrong)

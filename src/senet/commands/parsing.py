@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, get_type_hints
 
@@ -29,7 +30,11 @@ def command_parser(name: str, description: str, *, epilog: str | None = None) ->
 
 
 def add_dataclass_options(
-    parser: ArgumentParser, options: type[Any], groups: Mapping[str, str]
+    parser: ArgumentParser,
+    options: type[Any],
+    groups: Mapping[str, str],
+    *,
+    only: Container[str] | None = None,
 ) -> None:
     """An option for each field, with its type, default and the text of the docstring.
 
@@ -37,12 +42,15 @@ def add_dataclass_options(
         parser: gets the options.
         options: a dataclass of which every field has a default and a line under ``Args:``.
         groups: first field → title of the group that begins with it.
+        only: the fields that become options; None is all.
     """
     params = parse_docstring(options.__doc__ or "").params
     docs = {entry.arg_name: entry.description or "" for entry in params}
     types = get_type_hints(options)
     group: Any = parser
     for field in fields(options):
+        if only is not None and field.name not in only:
+            continue
         if field.name in groups:
             group = parser.add_argument_group(groups[field.name])
         text = " ".join(docs[field.name].split()).replace("%", "%%")
@@ -55,17 +63,35 @@ def parse(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:
 
     Raises:
         UserError: an unknown option (with the nearest), a value of the wrong type, something
-            missing, a configuration file that cannot be read.
+            missing or too much, a configuration file that cannot be read.
     """
+    # Before parsing: jsonargparse then adds options of its own that are nobody's business.
+    known = [name for action in parser._actions for name in action.option_strings]
     spelled = [_with_underscores(argument) for argument in argv]
     try:
         return parser.parse_args(spelled)
     except argparse.ArgumentError as error:
-        known = [name for action in parser._actions for name in action.option_strings]
-        line = in_one_line(error, [name for name in known if name.startswith("--")])
+        line = _in_plain_words(error, parser) or in_one_line(
+            error, [name for name in known if name.startswith("--")]
+        )
         raise UserError(f"{line} ({parser.prog} --help lists the options)") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"the configuration cannot be read: {error}") from None
+
+
+def _in_plain_words(error: argparse.ArgumentError, parser: ArgumentParser) -> str | None:
+    """What argparse itself, not a type, found wrong with a word of the command line, if it did."""
+    text = str(error)
+    if extra := re.search(r"nrecognized arguments: ([^-\s]\S*)", text):
+        places = [str(a.metavar or a.dest) for a in parser._actions if not a.option_strings]
+        return f"unexpected argument {extra[1]!r}; {parser.prog} takes " + (
+            f"{' and '.join(places)}, and options" if places else "options only"
+        )
+    if lacking := re.search(r"argument (--\w+)\S*: expected one argument", text):
+        return f"option {lacking[1]} needs a value"
+    if given := re.search(r"argument (--\w+)\S*: ignored explicit argument (.+)", text):
+        return f"option {given[1]} takes no value, but was given {given[2]}"
+    return None
 
 
 def pick_device(name: str) -> torch.device:
@@ -78,7 +104,9 @@ def pick_device(name: str) -> torch.device:
         found = torch.accelerator.current_accelerator(check_available=True)
         return found or torch.device("cpu")
     try:
-        return torch.empty(0, device=name).device
+        made = torch.empty(0, device=name)
+        made.cpu()  # "meta" computes nothing that could be looked at
+        return made.device
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0].partition(" device type at start")[0]
         raise UserError(f"device {name!r} cannot be used: {reason}; try auto or cpu") from None

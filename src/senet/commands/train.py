@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
+from types import FrameType
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -29,7 +33,8 @@ _EPILOG = """
 --resume takes the options from the run; those given beside it must agree with them, except
 data_root, download, workers, accelerator, twin and tensorboard, on which the result does not
 depend. A run that has finished says so. To train for longer, start a new run: its schedule is
-another. Exit status: 0 trained, 2 a mistake that is named, 130 interrupted (Ctrl-C).
+another. Exit status: 0 trained, 2 a mistake that is named, 130 interrupted (Ctrl-C), 143
+terminated (SIGTERM); finished epochs are saved, and the last line says how to go on.
 """
 
 
@@ -56,22 +61,44 @@ def main(argv: Sequence[str]) -> int:
     given = _parse(argv)
     options = TrainOptions(**{f.name: given[f.name] for f in fields(TrainOptions)})
     bar = given.progress == "bar" or (given.progress == "auto" and sys.stdout.isatty())
+    terminated: list[int] = []
     try:
-        result = train(options, given.out, resume=given.resume, bar=bar)
+        with _terminable(terminated):
+            result = train(options, given.out, resume=given.resume, bar=bar)
     except VerificationError as error:
         raise UserError(f"{options.model}: {error}") from error
     except KeyboardInterrupt:
-        if not (Path(given.out) / CONFIG).exists():
-            print("senet: interrupted before the run began; nothing was written", file=sys.stderr)
-            return 130
-        command = f"senet train --out {shlex.quote(given.out)} --resume"
-        print(
-            f"senet: interrupted; finished epochs are saved, to go on: {command}", file=sys.stderr
-        )
-        return 130
+        word, status = ("terminated", 143) if terminated else ("interrupted", 130)
+        if not is_helper():
+            print(f"senet: {word}{_how_to_go_on(given.out)}", file=sys.stderr)
+        return status
     if not is_helper():
         _tell(result)
     return 0
+
+
+@contextmanager
+def _terminable(received: list[int]) -> Iterator[None]:
+    """Have SIGTERM stop as Ctrl-C does, and note it in ``received``."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # which alone gets signals
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _how_to_go_on(out: str) -> str:
+    if not (Path(out) / CONFIG).exists():
+        return " before the run began; nothing was written"
+    return f"; finished epochs are saved, to go on: senet train --out {shlex.quote(out)} --resume"
 
 
 def _parse(argv: Sequence[str]) -> Namespace:
@@ -79,17 +106,26 @@ def _parse(argv: Sequence[str]) -> Namespace:
     made = parser()
     given = parse(made, argv)
     config = Path(given.out) / CONFIG
+    if given.resume and not config.exists() and not any(map(_says_what_to_train, argv)):
+        raise UserError(
+            f"no run in {given.out} to resume; correct --out, or name --model and --data (or a "
+            "--config) to begin a run there"
+        )
     if not (given.resume and config.exists()):
         return given
     made.set_defaults(asdict(read_options(config)))
     return parse(made, argv)
 
 
+def _says_what_to_train(word: str) -> bool:
+    return word.partition("=")[0] in ("--model", "--data", "--config")
+
+
 def _tell(result: TrainResult) -> None:
     if result.comparison is not None:
         from rich.console import Console
 
-        Console().print(result.comparison.to_table())
+        Console(markup=False, emoji=False).print(result.comparison.to_table())
     where = shlex.quote(str(result.directory))
     print(
         f"best: epoch {result.best.epoch}, top-1 {result.best.val_top1:.2%}; "

@@ -72,9 +72,11 @@ class _NormExcite(torch.autograd.Function):
             gamma, beta = _or_ones(weight, r), _or_zeros(bias, r)
             deviation = (m - mean) * r
             z = torch.addcmul(beta, gamma, deviation)
-            s, p, q = gate.forward(Excitation(w1, b1, w2, b2, *options), z)
+            block = Excitation(w1, b1, w2, b2, *options)
+            p, q = gate.forward(block, z)
+            s = gate.gate(block, q)
             y = passes.affine(x, s * (gamma * r), s * beta, mean)
-        ctx.save_for_backward(x, weight, bias, w1, b1, w2, b2, mean, r, deviation, z, s, p, q)
+        ctx.save_for_backward(x, weight, bias, w1, b1, w2, b2, mean, r, deviation, p, q)
         ctx.options, ctx.count, ctx.group = options, count, norm.group
         ctx.batch_statistics = norm.batch_statistics
         return y
@@ -86,16 +88,17 @@ class _NormExcite(torch.autograd.Function):
                 "the fused norm and SE block has no second derivative (create_graph=True); "
                 "set implementation = 'reference' on the network's Recalibrated modules"
             )
-        x, weight, bias, w1, b1, w2, b2, mean, r, deviation, z, s, p, q = ctx.saved_tensors
+        x, weight, bias, w1, b1, w2, b2, mean, r, deviation, p, q = ctx.saved_tensors
         needs = ctx.needs_input_grad
         passes = passes_for(x)
         g = _laid_out_like(gradients[0], x)
         with torch.autocast(x.device.type, enabled=False):
             gamma, beta = _or_ones(weight, r), _or_zeros(bias, r)
             a = gamma * r
+            block = Excitation(w1, b1, w2, b2, *ctx.options)
+            z, s = torch.addcmul(beta, gamma, deviation), gate.gate(block, q)
             s0, s1 = passes.sums(g, x, mean)
             d_s = torch.addcmul(a * s1, beta, s0)
-            block = Excitation(w1, b1, w2, b2, *ctx.options)
             zeta, *of_block = gate.backward(block, z, p, q, d_s, needs[3:7])
             d_beta = torch.addcmul(zeta, s, s0).sum(0)
             d_gamma = torch.addcmul(zeta * deviation, s * r, s1).sum(0)

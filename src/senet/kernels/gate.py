@@ -11,24 +11,28 @@ from torch import Tensor
 from ..functional import ACTIVATIONS, GATES
 from .operands import Excitation
 
-__all__ = ["backward", "forward"]
+__all__ = ["backward", "forward", "gate"]
 
 
-def forward(block: Excitation, z: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-    """s, and what stands before each non-linearity.
+def forward(block: Excitation, z: Tensor) -> tuple[Tensor | None, Tensor]:
+    """What stands before each non-linearity.
 
     Args:
         z: (N, C); the layers compute in its type, whatever the weights have.
 
     Returns:
-        s (N, C); p = W₁ z + b₁ (N, hidden), or None without a first layer; and
-        q = W₂ δ(p) + b₂ (N, C).
+        p = W₁ z + b₁ (N, hidden), or None without a first layer, and q = W₂ δ(p) + b₂ (N, C).
     """
     w1, b1, w2, b2 = _in_type_of(z, block)
     p = None if w1 is None else F.linear(z, w1, b1)
     assert w2 is not None
-    q = F.linear(z if p is None else ACTIVATIONS[block.activation](p), w2, b2)
-    return GATES[block.gate](q) * block.gate_scale, p, q
+    return p, F.linear(z if p is None else ACTIVATIONS[block.activation](p), w2, b2)
+
+
+def gate(block: Excitation, q: Tensor) -> Tensor:
+    """s = c · σ(q), (N, C)."""
+    s = GATES[block.gate](q)
+    return s if block.gate_scale == 1.0 else s.mul_(block.gate_scale)
 
 
 def backward(

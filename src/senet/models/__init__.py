@@ -136,7 +136,12 @@ def build_plain(name: str, num_classes: int = 1000, *, pretrained: bool = False)
     if plain not in _NETWORKS:
         return _build_timm(plain, num_classes, pretrained)
     if pretrained:
-        raise UserError(f"there are no pretrained weights for {name!r}; try 'timm/{name}'")
+        import timm
+
+        known = [f"timm/{ours}" for ours in _NETWORKS if timm.is_model_pretrained(ours)]
+        own = f"timm/{name}"
+        advice = f"try {own!r}" if own in known else f"timm has some for {', '.join(known)}"
+        raise UserError(f"there are no pretrained weights for {name!r}; {advice}")
     return _NETWORKS[plain].build(num_classes)
 
 

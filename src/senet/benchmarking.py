@@ -1,0 +1,239 @@
+"""What SE costs beside the plain network: timed in turn within one run, as pairwise ratios.
+
+Single times on a shared machine say little. Here all contenders run one after the other, round
+after round, and a round gives each a ratio to the plain network of the same round; the median of
+these is reported, with their quartiles. The plain network runs twice: what its second self comes
+to is what the machine alone does to a ratio.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .cost import saved_for_backward
+from .deployment import deploy
+from .errors import UserError, nearest
+
+__all__ = [
+    "COLUMNS",
+    "CONTROL",
+    "LAYOUTS",
+    "PLAIN",
+    "Measured",
+    "Setting",
+    "measure",
+    "quartiles",
+    "time_in_turn",
+]
+
+PLAIN, CONTROL = "plain", "plain again"
+LAYOUTS: Mapping[str, torch.memory_format] = MappingProxyType(
+    {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
+)
+Run = Callable[[], object]
+
+
+class Setting(NamedTuple):
+    """What is measured, and on what.
+
+    Attributes:
+        column: a name of `COLUMNS`, or "bytes".
+        batch: images.
+        size: their height and width in pixels.
+        layout: a name of `LAYOUTS`.
+        device: where the networks and images are.
+        dtype: "float32", or what autocast computes in: "bfloat16", "float16".
+    """
+
+    column: str
+    batch: int
+    size: int
+    layout: str = "nchw"
+    device: str = "cpu"
+    dtype: str = "float32"
+
+    def images(self) -> Tensor:
+        """A batch (N, 3, H, W) of noise, always the same."""
+        noise = torch.Generator().manual_seed(0)
+        x = torch.randn(self.batch, 3, self.size, self.size, generator=noise)
+        return x.to(self.device).contiguous(memory_format=LAYOUTS[self.layout])
+
+    def place(self, model: Any) -> nn.Module:
+        """The model on the device, in the layout."""
+        placed: nn.Module = model.to(device=self.device, memory_format=LAYOUTS[self.layout])
+        return placed
+
+    def autocast(self) -> torch.autocast:
+        """The context in which the networks run."""
+        enabled = self.dtype != "float32"
+        dtype = getattr(torch, self.dtype) if enabled else None
+        return torch.autocast(self.device, dtype, enabled=enabled)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One figure: a contender in a column, beside the plain network.
+
+    Args:
+        row: the contender.
+        setting: the column, and what was measured on.
+        value: median milliseconds; bytes in the column "bytes".
+        low, ratio, high: lower quartile, median and upper quartile of the ratios to the plain
+            network, round by round.
+        rounds: how many; 1 for an exact count.
+    """
+
+    row: str
+    setting: Setting
+    value: float
+    low: float
+    ratio: float
+    high: float
+    rounds: int
+
+
+def measure(
+    contenders: Mapping[str, Callable[[], nn.Module]],
+    setting: Setting,
+    *,
+    rounds: int = 15,
+    progress: Callable[[str], None] = lambda _: None,
+) -> list[Measured]:
+    """One column of the table.
+
+    Args:
+        contenders: row → a function that builds its network; one of them is `PLAIN`.
+        setting: the column.
+        rounds: how often each runs, after two rounds that do not count.
+        progress: is told what goes on, a few words at a time.
+
+    Raises:
+        UserError: an unknown column or layout, or no round.
+    """
+    if setting.column not in (*COLUMNS, "bytes"):
+        known = nearest(setting.column, (*COLUMNS, "bytes"))
+        raise UserError(f"unknown column {setting.column!r}; {known}")
+    if setting.layout not in LAYOUTS:
+        raise UserError(f"unknown layout {setting.layout!r}; {nearest(setting.layout, LAYOUTS)}")
+    if rounds < 1:
+        raise UserError(f"rounds is {rounds}, but must be at least 1")
+    if setting.column == "bytes":
+        times = {row: [_saved_bytes(make(), setting)] for row, make in contenders.items()}
+    else:
+        runs = {}
+        for row, make in contenders.items():
+            progress(f"{setting.column}: {row}")
+            torch.manual_seed(0)
+            runs[row] = COLUMNS[setting.column](make(), setting)
+        times = time_in_turn(runs, rounds=rounds, device=setting.device, progress=progress)
+    return [
+        Measured(row, setting, statistics.median(own), *quartiles(own, times[PLAIN]), len(own))
+        for row, own in times.items()
+    ]
+
+
+def time_in_turn(
+    runs: Mapping[str, Run],
+    *,
+    rounds: int,
+    device: str = "cpu",
+    progress: Callable[[str], None] = lambda _: None,
+) -> dict[str, list[float]]:
+    """Milliseconds of each run in each round; who begins changes from round to round."""
+    names = list(runs)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(-2, rounds):  # the first two warm up, and compile
+        progress(f"round {max(number + 1, 0)} of {rounds}")
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
+            begin = _clock(device)
+            runs[name]()
+            elapsed = _clock(device) - begin
+            if number >= 0:
+                times[name].append(1000 * elapsed)
+    return times
+
+
+def quartiles(own: list[float], plain: list[float]) -> tuple[float, float, float]:
+    """Lower quartile, median and upper quartile of the ratios own / plain, pair by pair."""
+    ratios = [a / b for a, b in zip(own, plain, strict=True)]
+    if len(ratios) < 2:
+        return ratios[0], ratios[0], ratios[0]
+    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    return low, middle, high
+
+
+def _training(model: nn.Module, setting: Setting, compiled: bool = False) -> Run:
+    """Forward, cross-entropy and backward over one batch."""
+    model, x = setting.place(model).train(), setting.images()
+    labels = torch.zeros(setting.batch, dtype=torch.long, device=setting.device)
+    parameters = list(model.parameters())
+    forward: Any = torch.compile(model) if compiled else model
+
+    def run() -> None:
+        for parameter in parameters:
+            parameter.grad = None
+        with setting.autocast():
+            logits = forward(x)
+        F.cross_entropy(logits.float(), labels).backward()
+
+    return run
+
+
+def _compiled_training(model: nn.Module, setting: Setting) -> Run:
+    return _training(model, setting, compiled=True)
+
+
+def _inference(model: nn.Module, setting: Setting, compiled: bool = False) -> Run:
+    """A forward of the deployed network; a plain one has its norms folded all the same."""
+    x = setting.images()
+    forward: Any = setting.place(deploy(model, example_inputs=x.cpu()))
+    if compiled:
+        # On a GPU there is no prepacking of weights to win, but launches to save.
+        options: dict[str, Any] = (
+            {"freezing": True} if setting.device == "cpu" else {"triton.cudagraphs": True}
+        )
+        forward = torch.compile(forward, options=options)
+
+    def run() -> None:
+        with torch.no_grad(), setting.autocast():
+            forward(x)
+
+    return run
+
+
+def _compiled_inference(model: nn.Module, setting: Setting) -> Run:
+    return _inference(model, setting, compiled=True)
+
+
+COLUMNS: Mapping[str, Callable[[nn.Module, Setting], Run]] = MappingProxyType(
+    {
+        "train": _training,
+        "train-compiled": _compiled_training,
+        "infer": _inference,
+        "infer-compiled": _compiled_inference,
+    }
+)
+"""What is timed: (model, setting) ↦ a function that runs it once."""
+
+
+def _saved_bytes(model: nn.Module, setting: Setting) -> float:
+    model = setting.place(model).train()
+    with setting.autocast():
+        return float(saved_for_backward(model, setting.images()))
+
+
+def _clock(device: str) -> float:
+    """Seconds, once the device has done what was asked of it."""
+    if device != "cpu":
+        torch.accelerator.synchronize(torch.device(device))
+    return time.perf_counter()

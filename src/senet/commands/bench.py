@@ -1,0 +1,168 @@
+"""``senet bench``."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from jsonargparse import ArgumentParser
+from rich.console import Console
+from rich.table import Table
+
+from .. import models
+from ..benchmarking import COLUMNS, CONTROL, LAYOUTS, PLAIN, Measured, Setting, measure
+from ..contenders import contenders
+from ..errors import UserError
+from ..machine import describe
+from ..runs import atomic_write
+from .parsing import command_parser, parse, pick_device
+
+__all__ = ["as_csv", "main", "parser", "show"]
+
+_EPILOG = f"""
+Columns: bytes (kept for backward, counted exactly), {", ".join(COLUMNS)}. All networks of a
+column run in turn; a figure is the median ratio to the plain network of the same round, with
+quartiles below it; "{CONTROL}" is what the machine alone does to a ratio. Inference is of the
+deployed networks: a plain one has its norms folded too.
+"""
+
+
+def parser() -> ArgumentParser:
+    """The options of the command."""
+    made = command_parser(
+        "bench", "What SE costs a network: ratios to the plain one, timed in turn.", epilog=_EPILOG
+    )
+    made.add_argument("name", type=str, metavar="NAME", help="plain network, or timm/NAME")
+    made.add_argument(
+        "--columns",
+        type=str,
+        default="bytes,train,infer",
+        help="what to measure, separated by commas",
+    )
+    made.add_argument("--batch", type=int, default=16, help="images in a training step")
+    made.add_argument(
+        "--infer_batch", type=str, default="1,8", help="images in a forward, one column for each"
+    )
+    made.add_argument(
+        "--image_size",
+        type=int | None,
+        default=None,
+        help="height and width in pixels; null is what the network was designed for",
+    )
+    made.add_argument(
+        "--layout", type=str, default="nchw", help=f"layout of the images: {', '.join(LAYOUTS)}"
+    )
+    made.add_argument("--dtype", type=str, default="float32", help="float32, or bfloat16 autocast")
+    made.add_argument("--rounds", type=int, default=15, help="rounds that count")
+    made.add_argument("--device", type=str, default="cpu", help="auto, cpu, cuda, …")
+    made.add_argument("--threads", type=int | None, default=None, help="CPU threads; null is all")
+    made.add_argument("--out", type=Path | None, default=None, help="write the figures here, CSV")
+    made.add_argument(
+        "--json", action="store_true", help="one JSON document on standard output, nothing else"
+    )
+    return made
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command; returns the exit status."""
+    given = parse(parser(), argv)
+    if given.threads is not None:
+        if given.threads < 1:
+            raise UserError(f"threads is {given.threads}, but must be at least 1")
+        torch.set_num_threads(given.threads)
+    if given.dtype not in ("float32", "bfloat16", "float16"):
+        raise UserError(f"dtype is {given.dtype!r}, but must be float32, bfloat16 or float16")
+    rows = contenders(given.name)
+    device = str(pick_device(given.device))
+    size = given.image_size or models.native_input_size(given.name)[1]
+    settings = list(_settings(given, size, device))
+    console = Console(stderr=True)
+    found: list[Measured] = []
+    with console.status("") as status:
+        for setting in settings:
+            title = f"{_title(setting)}: "
+            found += measure(
+                rows,
+                setting,
+                rounds=given.rounds,
+                progress=lambda what, title=title: status.update(title + what),  # type: ignore[misc]
+            )
+    if given.out is not None:
+        atomic_write(given.out, lambda file: file.write(as_csv(given.name, found).encode()))
+    if given.json:
+        print(json.dumps(_records(given.name, found), indent=2))
+    else:
+        show(found, f"{given.name}, {size}×{size}, {describe(device)['device']}")
+    return 0
+
+
+def _settings(given: object, size: int, device: str) -> Iterator[Setting]:
+    columns = [name.strip() for name in given.columns.split(",") if name.strip()]  # type: ignore[attr-defined]
+    try:
+        batches = [int(n) for n in given.infer_batch.split(",")]  # type: ignore[attr-defined]
+    except ValueError:
+        raise UserError(f"infer_batch is {given.infer_batch!r}, but must be like 1,8") from None  # type: ignore[attr-defined]
+    if min(*batches, given.batch, size) < 1:  # type: ignore[attr-defined]
+        raise UserError("batches and image_size must be at least 1")
+    for column in columns:
+        training = column in ("bytes", "train", "train-compiled")
+        for batch in [given.batch] if training else batches:  # type: ignore[attr-defined]
+            yield Setting(column, batch, size, given.layout, device, given.dtype)  # type: ignore[attr-defined]
+
+
+def _title(setting: Setting) -> str:
+    return f"{setting.column} ×{setting.batch}"
+
+
+def show(found: Sequence[Measured], title: str) -> None:
+    """Print the ratios: a row for each contender, a column for each setting."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("over plain")
+    settings = list(dict.fromkeys(one.setting for one in found))
+    for setting in settings:
+        table.add_column(_title(setting), justify="right")
+    for row in dict.fromkeys(one.row for one in found):
+        cells = {one.setting: _cell(one) for one in found if one.row == row}
+        table.add_row(row, *(cells.get(setting, "") for setting in settings))
+    Console().print(table)
+
+
+def _cell(one: Measured) -> str:
+    if one.setting.column == "bytes":
+        return f"{one.ratio:.3f}\n{one.value / 2**20:.1f} MiB"
+    if one.row == PLAIN:
+        return f"{one.value:.1f} ms\n"
+    return f"{one.ratio:.3f}\n{one.low:.3f}–{one.high:.3f}"
+
+
+def _records(name: str, found: Sequence[Measured]) -> list[dict[str, object]]:
+    return [
+        {
+            **describe(one.setting.device),
+            "model": name,
+            **one.setting._asdict(),
+            "device_type": one.setting.device,
+            "device": describe(one.setting.device)["device"],
+            "row": one.row,
+            "value": round(one.value, 3),
+            "unit": "bytes" if one.setting.column == "bytes" else "ms",
+            "ratio": round(one.ratio, 4),
+            "ratio_quartiles": f"{one.low:.4f}-{one.high:.4f}",
+            "rounds": one.rounds,
+        }
+        for one in found
+    ]
+
+
+def as_csv(name: str, found: Sequence[Measured]) -> str:
+    """The figures with device and versions, a line each."""
+    records = _records(name, found)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(records[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return text.getvalue()

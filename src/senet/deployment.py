@@ -1,0 +1,277 @@
+"""A network rewritten for inference: norms folded, gates moved before their convolutions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from torch import nn
+from torch.utils._pytree import tree_leaves
+
+from .adoption import ADOPTED_ATTRIBUTE, AdoptedSqueezeExcite
+from .block import SqueezeExcite
+from .errors import UserError, nearest
+from .folding import after_norm, fold, is_folding
+from .fusing import is_batch_norm, is_hooked
+from .given import check_network, copied
+from .graph import Call, Graph
+from .hoisting import InputGated, OutputGated, hoisting_pays
+from .insertion import PLAN_ATTRIBUTE, attached_plan
+from .norm import Recalibrated
+from .placement import forward_arguments
+from .tracing import trace
+
+__all__ = ["GATES_FROM", "Report", "Rewrite", "deploy"]
+
+Network = TypeVar("Network", bound=nn.Module)
+GATES_FROM = ("cheaper", "input", "output")
+"""Where a gate is computed from: what is read the least of, or always the convolution's side."""
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """What was done with a norm or a block.
+
+    Args:
+        path: of the module in the network as it was.
+        what: "folded", "gated from its input", "gated in place" or "left".
+        why: how, or why not.
+    """
+
+    path: str
+    what: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """All norms and blocks of a network; its text is a table with the counts below."""
+
+    rewrites: tuple[Rewrite, ...]
+
+    def count(self, what: str) -> int:
+        """How many have this in ``what``."""
+        return sum(rewrite.what == what for rewrite in self.rewrites)
+
+    def __str__(self) -> str:
+        width = max((len(rewrite.path) for rewrite in self.rewrites), default=0)
+        lines = [f"{r.path.ljust(width)}  {r.what.ljust(20)}  {r.why}" for r in self.rewrites]
+        kinds = dict.fromkeys(rewrite.what for rewrite in self.rewrites)
+        total = ", ".join(f"{self.count(what)} {what}" for what in kinds)
+        return "\n".join([*lines, total or "nothing to rewrite"])
+
+
+def deploy(
+    model: Network,
+    *,
+    input_size: tuple[int, ...] | None = None,
+    example_inputs: Any = None,
+    gates: str = "cheaper",
+) -> Network:
+    """A copy of ``model`` for inference that computes the same and runs faster.
+
+    Every BatchNorm that only follows one convolution is folded into it, in evaluation mode with
+    its running statistics. The gate of a block that follows such a convolution, or one without
+    a norm, is computed from the convolution's input where less is read there, and the output is
+    scaled in place. The model may be attached, adopted or plain. What cannot be rewritten
+    exactly is left alone; ``.report`` of the copy, a `Report`, has every norm and block.
+
+    Args:
+        model: any network; it is not touched.
+        input_size, example_inputs: as in `senet.plan`, for the dataflow; None takes what the
+            network was attached with.
+        gates: "cheaper", or "input" or "output" to compute all gates from that side of the
+            convolution.
+
+    Returns:
+        The copy in evaluation mode, without gradients.
+
+    Raises:
+        UserError: ``gates`` is unknown, or the forward fails.
+
+    >>> import torchvision
+    >>> from senet import attach
+    >>> fast = deploy(attach(torchvision.models.resnet50()))
+    >>> print(fast.report.count("folded"), fast.report.count("gated from its input"))
+    53 16
+    """
+    check_network(model)
+    if gates not in GATES_FROM:
+        raise UserError(f"gates={gates!r} is unknown; {nearest(gates, GATES_FROM)}")
+    plan = attached_plan(model)
+    if input_size is None and example_inputs is None and plan is not None:
+        input_size = plan.input_size or None
+    deployed: Any = copied(model).eval()
+    for module in deployed.modules():  # what `verify` would look for is moved or gone
+        vars(module).pop(PLAN_ATTRIBUTE, None)
+        vars(module).pop(ADOPTED_ATTRIBUTE, None)
+    arguments, keywords = forward_arguments(model, input_size, example_inputs)
+    rewriting = _Rewriting(deployed, trace(model, arguments, keywords), gates)
+    rewriting.fold_norms()
+    rewriting.gate_early()
+    deployed.report = Report(tuple(rewriting.rewrites))
+    deployed.eval().requires_grad_(False)  # the new modules too
+    return deployed
+
+
+class _Rewriting:
+    """The rewriting of one network along its dataflow graph."""
+
+    def __init__(self, model: nn.Module, graph: Graph, gates: str) -> None:
+        self.model = model
+        self.graph = graph
+        self.gates = gates
+        self.modules = dict(model.named_modules(remove_duplicate=False))
+        self.rewrites: list[Rewrite] = []
+        # A module kept outside the register, in a list say, still runs when it was replaced.
+        self.kept = {
+            id(value)
+            for module in model.modules()
+            for name, held in vars(module).items()
+            if name != "_modules"
+            for value in tree_leaves(held)
+            if isinstance(value, nn.Module)
+        }
+        # What a node is, once norms are folded: the output of this convolution as it now is.
+        self.made_by: dict[int, str] = {}
+        for node, calls in graph.producers.items():
+            if calls[0].path and is_folding(self.modules[calls[0].path]):
+                self.made_by[node] = calls[0].path
+
+    def fold_norms(self) -> None:
+        """Fold what can be folded, in order of execution."""
+        for path, norm in self._executed(is_batch_norm):
+            why = self._against_folding(path, norm)
+            if why:
+                self._note(path, "left", why)
+                continue
+            (call,) = self.graph.calls_by_path[path]
+            conv = self.made_by[call.inputs[0]]
+            fold(self.modules[conv], norm)
+            rest = after_norm(norm)
+            self._replace(path, rest)
+            if isinstance(rest, nn.Identity):
+                self.made_by[call.outputs[0]] = conv
+            self._note(path, "folded", f"into {conv}")
+
+    def gate_early(self) -> None:
+        """Move gates to their convolutions, or at least gate in place."""
+        for path, se in self._executed(lambda module: isinstance(module, SqueezeExcite)):
+            assert isinstance(se, SqueezeExcite)
+            why = self._against_gating(path, se)
+            if why:
+                self._note(path, "left", why)
+                continue
+            (call,) = self.graph.calls_by_path[path]
+            conv_path = self.made_by[call.inputs[0]]
+            if against := self._against_hoisting(conv_path, se):
+                self._put(path, OutputGated(se))
+                self._note(path, "gated in place", against)
+            else:
+                conv: Any = self.modules[conv_path]
+                self._put(path, nn.Identity())
+                self._replace(conv_path, InputGated(conv, se))
+                self._note(path, "gated from its input", f"that of {conv_path}")
+
+    def _executed(self, kind: Callable[[nn.Module], bool]) -> list[tuple[str, nn.Module]]:
+        """The modules of a kind in order of execution; those that never run come last."""
+        calls = self.graph.calls_by_path
+        found = [(path, m) for path, m in self.model.named_modules() if kind(m)]
+        last = len(self.graph.calls)
+        order = {call.path: index for index, call in reversed(list(enumerate(self.graph.calls)))}
+        return sorted(found, key=lambda entry: order.get(entry[0], last) if calls else 0)
+
+    def _against_folding(self, path: str, norm: nn.Module) -> str:
+        if why := self._against_any(path, norm):
+            return why
+        if norm.running_mean is None:
+            return "it has no running statistics, and so none of its own in evaluation"
+        (call,) = self.graph.calls_by_path[path]
+        conv = self.made_by.get(call.inputs[0])
+        if conv is None:
+            return "it does not follow a convolution"
+        if self.graph.nodes[call.inputs[0]].channel_dim != 1:
+            return f"the channels of {conv} are not in the norm's place"
+        return self._used_elsewhere(conv, call, path)
+
+    def _against_gating(self, path: str, se: SqueezeExcite) -> str:
+        if why := self._against_any(path, se):
+            return why
+        if type(se) not in (SqueezeExcite, AdoptedSqueezeExcite):
+            return f"{type(se).__name__} may compute something else"
+        if se.channels_last:
+            return "its channels are last"
+        if se.options.squeeze != "avg":
+            return f"its squeeze is {se.options.squeeze!r}, not a mean over positions"
+        (call,) = self.graph.calls_by_path[path]
+        conv = self.made_by.get(call.inputs[0])
+        if conv is None:
+            makers = self.graph.producers.get(call.inputs[0])
+            what = type(self.modules[makers[0].path]).__name__ if makers else "operators"
+            return f"it gates what {what} made, not a convolution"
+        return self._used_elsewhere(conv, call, path)
+
+    def _against_hoisting(self, path: str, se: SqueezeExcite) -> str:
+        conv = self.modules[path]
+        if self.gates == "output":
+            return "asked for"
+        layers = {type(se.fc1), type(se.fc2)}
+        if layers - {nn.Linear, nn.Identity} or is_hooked(se.fc1) or is_hooked(se.fc2):
+            return "a layer of the block does more than multiply"
+        if id(conv) in self.kept:
+            return f"{path} may be called by another reference"
+        if type(conv) not in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
+            return f"the input of a {type(conv).__name__} is not what it convolves"
+        (call,) = self.graph.calls_by_path[path]
+        h, u = (self.graph.nodes[n].shape for n in (*call.inputs, *call.outputs))
+        if self.gates == "cheaper" and not hoisting_pays(conv, h, u):
+            return f"no less is read before {path}"
+        return ""
+
+    def _against_any(self, path: str, module: nn.Module) -> str:
+        calls = self.graph.calls_by_path.get(path, ())
+        if len(calls) != 1:
+            return "it never runs" if not calls else f"it runs {len(calls)} times"
+        if len(calls[0].inputs) != 1 or len(calls[0].outputs) != 1:
+            return "it takes or returns more than a tensor"
+        if id(module) in self.kept:
+            return "it may be called by another reference"
+        return "a hook is on it" if is_hooked(module) else ""
+
+    def _used_elsewhere(self, conv: str, call: Call, path: str) -> str:
+        if len(self.graph.calls_by_path[conv]) != 1:
+            return f"{conv} runs {len(self.graph.calls_by_path[conv])} times"
+        (node,) = call.inputs
+        users = [self.graph.nodes[n].module for n in self.graph.consumers[node]]
+        outside = [user for user in users if f"{user}.".removeprefix(f"{path}.") == f"{user}."]
+        returned = any(node in whole.outputs for whole in self.graph.calls_by_path[""])
+        if outside or returned:
+            return f"the output of {conv} is used elsewhere too"
+        for other in self.graph.calls:
+            if node in (*other.inputs, *other.outputs) and is_hooked(self.modules[other.path]):
+                return f"a hook on {other.path} sees the output of {conv}"
+        return ""
+
+    def _put(self, path: str, new: nn.Module) -> None:
+        """``new`` in the place of a block, and of its wrapper too where little is left of that."""
+        self._replace(path, new)
+        above = path.removesuffix(".se")
+        wrapper = self.modules.get(above)
+        if not isinstance(wrapper, Recalibrated) or is_hooked(wrapper):
+            return
+        if isinstance(new, nn.Identity):
+            self._replace(above, wrapper.norm)
+        elif isinstance(wrapper.norm, nn.Identity):
+            self._replace(above, new)
+
+    def _replace(self, path: str, new: nn.Module) -> None:
+        old = self.modules[path]
+        for parent in list(self.model.modules()):
+            for name, child in parent._modules.items():
+                if child is old:
+                    setattr(parent, name, new)
+        self.modules[path] = new
+
+    def _note(self, path: str, what: str, why: str) -> None:
+        self.rewrites.append(Rewrite(path, what, why))

@@ -1,0 +1,56 @@
+"""A norm folded into the convolution before it: the same function, one module less."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["affine_of", "after_norm", "fold", "is_folding"]
+
+_LINEAR_IN_WEIGHT = frozenset(
+    {
+        "torch.nn.modules.conv.Conv1d",
+        "torch.nn.modules.conv.Conv2d",
+        "torch.nn.modules.conv.Conv3d",
+        "torch.nn.modules.linear.Linear",
+        "timm.layers.conv2d_same.Conv2dSame",
+    }
+)
+"""Whose output is linear in ``weight`` (C, …) plus ``bias`` (C,); a subclass may standardise it."""
+
+
+def is_folding(module: nn.Module) -> bool:
+    """Whether the module's output is known to be linear in its weight, and nobody looks at it."""
+    name = f"{type(module).__module__}.{type(module).__qualname__}"
+    return name in _LINEAR_IN_WEIGHT and not (module._forward_hooks or module._forward_pre_hooks)
+
+
+def affine_of(norm: Any) -> tuple[Tensor, Tensor]:
+    """α and β′ (C,) in float64 with BN(u) = α·u + β′, for a BatchNorm in evaluation mode.
+
+    α = γ / √(σ² + ε) and β′ = β − α·μ, with the running statistics μ and σ².
+    """
+    mean, var = norm.running_mean.double(), norm.running_var.double()
+    alpha = torch.rsqrt(var + norm.eps)
+    if norm.weight is not None:
+        alpha = alpha * norm.weight.detach().double()
+    shift = -alpha * mean
+    return alpha, shift if norm.bias is None else shift + norm.bias.detach().double()
+
+
+def fold(conv: Any, norm: nn.Module) -> None:
+    """Make ``conv``, in place, compute norm(conv(h)): W_c ← α_c·W_c, b ← α·b + β′."""
+    alpha, shift = affine_of(norm)
+    weight = conv.weight.detach()
+    bias = 0.0 if conv.bias is None else conv.bias.detach().double()
+    scaled = weight * alpha.reshape(-1, *(1,) * (weight.dim() - 1))
+    conv.weight = nn.Parameter(scaled.to(weight.dtype), requires_grad=False)
+    conv.bias = nn.Parameter((alpha * bias + shift).to(weight.dtype), requires_grad=False)
+
+
+def after_norm(norm: nn.Module) -> nn.Module:
+    """What is left of a folded norm: the activation that it ends in, or nothing."""
+    act = getattr(norm, "act", None)
+    return act if isinstance(act, nn.Module) else nn.Identity()

@@ -1,0 +1,80 @@
+"""A network as its owner hands it in: refused where it is none, copied, and left as it was."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from .errors import UserError
+
+__all__ = ["check_module", "check_network", "copied", "preserved_generators"]
+
+
+def check_module(model: object) -> None:
+    """Refuse what is no module.
+
+    Raises:
+        UserError: it is not, but the name of a network, say.
+    """
+    if not isinstance(model, nn.Module):
+        shown = repr(model) if isinstance(model, str) else f"a {type(model).__name__}"
+        raise UserError(
+            f"{shown} is no torch.nn.Module; give the network itself, "
+            "as torchvision, timm or senet.create_model make it"
+        )
+
+
+def check_network(model: nn.Module) -> None:
+    """Refuse what is no plain, initialised module.
+
+    Raises:
+        UserError: it is no module at all, or compiled, scripted or lazy.
+    """
+    check_module(model)
+    if hasattr(model, "_orig_mod"):
+        raise UserError(
+            "the model is compiled, its graph is fixed; use the module before torch.compile "
+            "(model._orig_mod) and compile afterwards"
+        )
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            what = f"module {name!r}" if name else "the model"
+            raise UserError(f"{what} is scripted, its graph is fixed; use the eager one")
+    for name, parameter in (*model.named_parameters(), *model.named_buffers()):
+        if nn.parameter.is_lazy(parameter):
+            raise UserError(f"{name!r} is a lazy parameter; run the model once on real input first")
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A deep copy; unlike `copy.deepcopy`, also of a module that keeps what it has computed.
+
+    Such tensors (features kept for later, the weight that an old-style `weight_norm` computes)
+    belong to a graph of autograd; their copies do not.
+    """
+    kept: dict[int, Tensor] = {}
+    for module in model.modules():
+        for value in tree_leaves(vars(module)):
+            if isinstance(value, Tensor) and not value.is_leaf:
+                kept[id(value)] = value.detach().clone()
+    return copy.deepcopy(model, kept)
+
+
+@contextmanager
+def preserved_generators(model: nn.Module) -> Iterator[None]:
+    """Leave the random numbers of Python, NumPy, and torch on the model's devices as they were."""
+    devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
+    python_state = random.getstate()
+    numpy_state = np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=sorted(d for d in devices if d is not None)):
+            yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)

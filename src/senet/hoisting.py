@@ -1,0 +1,194 @@
+"""The gate before the convolution: known from its input, as the mean of what it will make.
+
+With u = W ∗ h + b, and S positions in u, mean(u) = Σ_k W_k · t_k / S + b, where t_k sums h over
+the positions that tap k visits: a linear function of window sums of h (``docs/algebra.md``).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .block import SqueezeExcite
+from .functional import ACTIVATIONS, GATES
+
+__all__ = ["InputGated", "OutputGated", "hoisting_pays", "visits", "window_means"]
+
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
+
+
+def visits(
+    size: int,
+    kernel: int,
+    *,
+    stride: int = 1,
+    padding: tuple[int, int] = (0, 0),
+    dilation: int = 1,
+    mode: str = "zeros",
+) -> Tensor:
+    """How often tap k of a convolution reads position i along one dimension, a mean over outputs.
+
+    Zeros that are padded are no position; the other padding modes repeat positions.
+
+    Returns:
+        (kernel, size), float64; multiplied with h it gives t_k / S.
+
+    >>> (4 * visits(4, kernel=3, padding=(1, 1))).int()
+    tensor([[1, 1, 1, 0],
+            [1, 1, 1, 1],
+            [0, 1, 1, 1]], dtype=torch.int32)
+    """
+    before, after = padding
+    outputs = (size + before + after - dilation * (kernel - 1) - 1) // stride + 1
+    at = torch.arange(kernel)[:, None] * dilation + torch.arange(outputs) * stride - before
+    if mode == "circular":
+        at = at % size
+    elif mode == "replicate":
+        at = at.clamp(0, size - 1)
+    elif mode == "reflect":
+        at = (size - 1) - ((size - 1) - at.abs()).abs()
+    inside = (at >= 0) & (at < size)
+    counts = torch.zeros(kernel, size, dtype=torch.float64)
+    return counts.scatter_add_(1, at.clamp(0, size - 1), inside.double()) / outputs
+
+
+def window_means(h: Tensor, conv: Convolution) -> Tensor:
+    """t / S: for each input channel and tap, the mean over outputs of what the tap reads.
+
+    Args:
+        h: (N, C_in, S₁, …, S_d).
+        conv: any stride, dilation, groups, padding and padding mode.
+
+    Returns:
+        (N, C_in · K) with K taps, in the order of ``conv.weight.flatten(1)``.
+    """
+    if _is_pointwise(conv):
+        every = [slice(None, None, step) for step in conv.stride]
+        lattice = h[(slice(None), slice(None), *every)]
+        return lattice.mean(tuple(range(2, h.dim())))
+    t = h
+    for dim, size in enumerate(h.shape[2:]):
+        taps = visits(
+            size,
+            conv.kernel_size[dim],
+            stride=conv.stride[dim],
+            padding=_padding(conv, dim),
+            dilation=conv.dilation[dim],
+            mode=conv.padding_mode,
+        )
+        # The first of the dimensions that are left is summed away, and its taps come last.
+        t = torch.tensordot(t, taps.to(h), dims=([2], [1]))
+    return t.flatten(1)
+
+
+def hoisting_pays(conv: Convolution, inputs: tuple[int, ...], outputs: tuple[int, ...]) -> bool:
+    """Whether less is read for the gate before the convolution than after: elements of h and u.
+
+    Args:
+        inputs, outputs: the shapes of h and u.
+    """
+    read = inputs[2:]
+    if _is_pointwise(conv):
+        read = tuple(-(-n // step) for n, step in zip(read, conv.stride, strict=True))
+    return inputs[1] * math.prod(read) < math.prod(outputs[1:])
+
+
+class InputGated(nn.Module):
+    """A convolution whose output is gated, the gate computed from its input.
+
+    Takes the place of ``conv`` in conv(h) · se.gates(conv(h)). Where that is cheaper, W₁ is
+    folded into the convolution's weights: W₁(W t + b) + b₁ = (W₁W) t + (W₁b + b₁).
+
+    Args:
+        conv: with whatever norm followed it folded in.
+        se: the block, its squeeze the average.
+    """
+
+    def __init__(self, conv: Convolution, se: SqueezeExcite) -> None:
+        super().__init__()
+        self.conv = conv
+        self.options = se.options
+        weight, taps = conv.weight.detach().flatten(1), conv.weight[0, 0].numel()
+        layers = [layer for layer in (se.fc1, se.fc2) if isinstance(layer, nn.Linear)]
+        first = layers[0]
+        hidden, columns = first.out_features, conv.in_channels * taps
+        folded = hidden * columns < weight.numel() + hidden * conv.out_channels
+        self.mean: nn.Module = nn.Identity()
+        if folded:
+            layers[0] = _compose(first, _dense(weight, conv.groups), conv.bias)
+        else:
+            self.mean = nn.Conv1d(
+                columns, conv.out_channels, 1, groups=conv.groups, device="meta"
+            )  # whose own weights are not drawn, for nobody needs them
+            self.mean.weight = nn.Parameter(weight.unsqueeze(2), requires_grad=False)
+            self.mean.bias = conv.bias
+        self.fc1 = layers[0] if len(layers) == 2 else nn.Identity()
+        self.fc2 = layers[-1]
+
+    def forward(self, h: Tensor) -> Tensor:
+        """conv(h), gated. h: (N, C_in, S₁, …, S_d)."""
+        s = self.gates(h)
+        return _scaled(self.conv(h), s)
+
+    def gates(self, h: Tensor) -> Tensor:
+        """s (N, C) for the convolution's input."""
+        t = window_means(h, self.conv)
+        if isinstance(self.mean, nn.Conv1d):
+            t = self.mean(t.unsqueeze(2)).squeeze(2)
+        p = self.fc1(t.to(self.fc2.weight.dtype))
+        if not isinstance(self.fc1, nn.Identity):
+            p = ACTIVATIONS[self.options.activation](p)
+        return GATES[self.options.gate](self.fc2(p)) * self.options.gate_scale
+
+
+class OutputGated(nn.Module):
+    """A block after a convolution whose output nothing else reads: it is gated in place."""
+
+    def __init__(self, se: SqueezeExcite) -> None:
+        super().__init__()
+        self.se = se
+
+    def forward(self, u: Tensor) -> Tensor:
+        """u · s, in u's memory unless traced. u: (N, C, S₁, …, S_d)."""
+        return _scaled(u, self.se.gates(u))
+
+
+def _scaled(u: Tensor, s: Tensor) -> Tensor:
+    # The layers may be in float32 beside half-precision convolutions.
+    s = s.to(u.dtype).reshape(*s.shape, *(1,) * (u.dim() - s.dim()))
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or isinstance(u, torch.fx.Proxy):
+        return u * s
+    return u.mul_(s)
+
+
+def _compose(first: nn.Linear, weight: Tensor, bias: Any) -> nn.Linear:
+    """first(weight · t + bias) as one layer."""
+    together = nn.Linear(weight.shape[1], first.out_features, device="meta")
+    w1 = first.weight.detach().double()
+    shift = torch.zeros_like(w1[:, 0]) if first.bias is None else first.bias.detach().double()
+    if bias is not None:
+        shift = shift + w1 @ bias.detach().double()
+    for name, value in (("weight", w1 @ weight.double()), ("bias", shift)):
+        setattr(together, name, nn.Parameter(value.to(first.weight.dtype), requires_grad=False))
+    return together
+
+
+def _dense(weight: Tensor, groups: int) -> Tensor:
+    """(C, C_in/g · K) of a grouped convolution → (C, C_in · K), zero between groups."""
+    return torch.block_diag(*weight.chunk(groups)) if groups > 1 else weight
+
+
+def _is_pointwise(conv: Convolution) -> bool:
+    padded = any(any(_padding(conv, dim)) for dim in range(len(conv.kernel_size)))
+    return math.prod(conv.kernel_size) == 1 and not padded
+
+
+def _padding(conv: Convolution, dim: int) -> tuple[int, int]:
+    """What is padded before and after along one spatial dimension."""
+    if not isinstance(conv.padding, str):
+        return conv.padding[dim], conv.padding[dim]
+    total = conv.dilation[dim] * (conv.kernel_size[dim] - 1) if conv.padding == "same" else 0
+    return total // 2, total - total // 2

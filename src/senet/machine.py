@@ -1,0 +1,44 @@
+"""What a measurement was made on."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+__all__ = ["describe", "processor"]
+
+_PACKAGES = ("torch", "torchvision", "timm", "onnxruntime", "openvino")
+
+
+def describe(device: str = "cpu") -> dict[str, object]:
+    """Date, device, threads and versions, as columns of a table of results."""
+    name = processor() if device == "cpu" else torch.cuda.get_device_name(device)
+    return {
+        "date": datetime.date.today().isoformat(),
+        "device": name,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        **{package: _version(package) for package in _PACKAGES},
+    }
+
+
+def processor() -> str:
+    """The name of the CPU, where the system tells, and its cores."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0]} ({os.cpu_count()} cores)" if names else platform.machine()
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""

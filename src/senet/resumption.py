@@ -1,0 +1,148 @@
+"""What is in a run directory when a run is to begin or to go on there, and whether it may."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import runs
+from .data import DataRecord, absolute
+from .errors import UserError
+from .options import TrainOptions, changed_option, in_yaml, options_yaml, read_options
+
+if TYPE_CHECKING:
+    from .checkpoints import RunRecord
+
+__all__ = [
+    "CONFIG",
+    "begin_directory",
+    "check_data",
+    "check_directory",
+    "has_weights",
+    "is_helper",
+    "with_absolute_paths",
+]
+
+CONFIG = Path("config.yaml")
+
+
+def is_helper() -> bool:
+    """Whether this is a process for a further device, which writes and says nothing."""
+    rank = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))
+    return int(rank) > 0
+
+
+def with_absolute_paths(options: TrainOptions) -> TrainOptions:
+    """The options with folders that mean the same from wherever the run is resumed."""
+    init, root = options.init, options.data_root
+    if init is not None:
+        init = os.path.abspath(Path(init).expanduser())
+    if not root.startswith("~"):  # the home folder is the reader's, on another machine too
+        root = os.path.abspath(root)
+    return replace(options, data=absolute(options.data), data_root=root, init=init)
+
+
+def check_directory(out: Path, options: TrainOptions, *, resume: bool) -> RunRecord:
+    """Whether a run may be written to ``out``, and what is finished there.
+
+    A directory whose run never finished an epoch is no obstacle: there is nothing to lose.
+
+    Raises:
+        UserError: ``out`` is a file, holds something else, or holds a run that is not to be
+            resumed, one with other options, or one whose last checkpoint is gone.
+    """
+    from .checkpoints import LAST, read_record
+
+    if is_helper():
+        return read_record(out / LAST)
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file; name a directory for the run")
+    if not (out / CONFIG).exists():
+        if out.is_dir() and any(not runs.is_temporary(path) for path in out.iterdir()):
+            raise UserError(f"{out} is not empty and holds no run; name another directory")
+        return read_record(out / LAST)
+    if resume:
+        _check_options(out, options)
+        _check_files(out)
+    elif _has_results(out):
+        raise UserError(
+            f"{out} holds another run; add --resume to go on with it, or name another directory"
+        )
+    return read_record(out / LAST)
+
+
+def _check_options(out: Path, options: TrainOptions) -> None:
+    old = with_absolute_paths(read_options(out / CONFIG))
+    name = changed_option(old, options)
+    if name is None:
+        return
+    otherwise = "train into another directory"
+    if not _has_results(out):
+        otherwise = "leave --resume out to begin anew, for no epoch is finished"
+    raise UserError(
+        f"{name} is {in_yaml(getattr(options, name))} but the run in {out} has "
+        f"{in_yaml(getattr(old, name))}; leave it out to resume, or {otherwise}"
+    )
+
+
+def _check_files(out: Path) -> None:
+    """Refuse to begin anew where the results of finished epochs would be written over.
+
+    The first epoch's files come in the order best.ckpt, weights, last.ckpt, metrics.csv: a run
+    that was killed between them has nothing to go on from, and begins with the first epoch.
+    """
+    from .checkpoints import BEST, LAST, METRICS, read_record
+
+    if (out / LAST).exists():
+        return
+    later = len(read_record(out / BEST).rows) > 1
+    without_best = not (out / BEST).exists() and _has_results(out)
+    if later or without_best or (out / METRICS).exists():
+        raise UserError(
+            f"{out} has finished epochs but no {LAST} to go on from; restore it from a copy, or "
+            "train into another directory"
+        )
+
+
+def _has_results(out: Path) -> bool:
+    """Whether ``out`` has a file that only the end of an epoch leaves."""
+    from .checkpoints import BEST, LAST, METRICS
+
+    return any((out / name).exists() for name in (METRICS, LAST, BEST, runs.WEIGHTS, runs.CARD))
+
+
+def check_data(out: Path, record: RunRecord, now: DataRecord) -> None:
+    """Refuse to go on with a run on data other than it began with.
+
+    Raises:
+        UserError: classes, numbers of images or a folder's files have changed.
+    """
+    if is_helper() or record.data is None:
+        return
+    if difference := record.data.difference(now):
+        raise UserError(
+            f"the data has changed since the run in {out} began: {difference}; put it back as it "
+            "was to resume, or train into another directory"
+        )
+
+
+def has_weights(out: Path) -> bool:
+    """Whether the exported network of a run is there."""
+    return (out / runs.WEIGHTS).exists() and (out / runs.CARD).exists()
+
+
+def begin_directory(out: Path, options: TrainOptions) -> None:
+    """Make the directory, clear away what a killed process left half written, note the options."""
+    if is_helper():
+        return
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the run directory {out}: {error.strerror}") from None
+    for path in [*out.iterdir(), *(out / "checkpoints").glob("*")]:
+        if runs.is_temporary(path):
+            path.unlink()
+    text = f"# senet train --config {CONFIG} --out DIR\n{options_yaml(options)}"
+    runs.atomic_write(out / CONFIG, lambda file: file.writelines([text.encode()]))

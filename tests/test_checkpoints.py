@@ -1,0 +1,205 @@
+"""senet.checkpoints: a checkpoint that was damaged, or is another network's, gets one line."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from generated import make_image_folder
+
+from senet.checkpoints import LAST, EpochRow, RunRecorder, WholeFiles, mismatch, read_record
+from senet.errors import UserError
+from senet.options import TrainOptions
+from senet.training import train
+
+ROW = EpochRow(1, 1, 2.0, 2.0, 0.5, 1.0, 0.1, 1.0, 100.0)
+
+
+def stopped(options: TrainOptions, run: Path) -> Path:
+    """A run with one finished epoch of two."""
+
+    def say(line: str) -> None:
+        if "epoch 1/2" in line:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(options, run, say=say)
+    return run
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory: pytest.TempPathFactory) -> TrainOptions:
+    folder = make_image_folder(tmp_path_factory.mktemp("data") / "set", per_class=2, size=(16, 16))
+    return TrainOptions(
+        data=str(folder), image_size=16, batch_size=4, epochs=2, warmup_epochs=1, threads=1
+    )
+
+
+@pytest.fixture(scope="module")
+def half(options: TrainOptions, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return stopped(options, tmp_path_factory.mktemp("half") / "run")
+
+
+@pytest.fixture(scope="module")
+def sound(half: Path) -> dict[str, Any]:
+    checkpoint: dict[str, Any] = torch.load(half / LAST, weights_only=True)
+    return checkpoint
+
+
+@pytest.fixture
+def run(half: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(half, tmp_path / "run"))
+
+
+def refusal(options: TrainOptions, run: Path) -> str:
+    before = (run / LAST).read_bytes()
+    with pytest.raises(UserError) as caught:
+        train(options, run, resume=True, say=lambda line: None)
+    line = str(caught.value)
+    assert "\n" not in line
+    assert line.startswith(f"cannot go on from {run / LAST}: it")
+    assert "restore it from a copy, or train again into another directory" in line
+    assert (run / LAST).read_bytes() == before
+    return line
+
+
+def put(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    """Set the entry at a path such as callbacks/RunRecorder/rows/0."""
+
+    def change(checkpoint: Any) -> None:
+        *most, last = (int(word) if word.isdecimal() else word for word in path.split("/"))
+        for word in most:
+            checkpoint = checkpoint[word]
+        checkpoint[last] = value
+
+    return change
+
+
+def drop(path: str) -> Callable[[dict[str, Any]], None]:
+    def change(checkpoint: Any) -> None:
+        *most, last = (int(word) if word.isdecimal() else word for word in path.split("/"))
+        for word in most:
+            checkpoint = checkpoint[word]
+        del checkpoint[last]
+
+    return change
+
+
+RECORD = "callbacks/RunRecorder"
+GROUP = "optimizer_states/0/param_groups/0"
+LOOP = "loops/fit_loop/epoch_loop.automatic_optimization.optim_progress"
+DAMAGES: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
+    "callbacks of a list": (put("callbacks", [1]), "not a checkpoint of senet"),
+    "another's callbacks": (put("callbacks", {"Other": {}}), "not a checkpoint of senet"),
+    "no record": (put(RECORD, [1]), "its rows of metrics.csv are damaged"),
+    "no rows": (put(f"{RECORD}/rows", []), "its rows of metrics.csv are damaged"),
+    "rows of numbers": (put(f"{RECORD}/rows", [1]), "its rows of metrics.csv are damaged"),
+    "half a row": (put(f"{RECORD}/rows", [{"epoch": 1}]), "its rows of metrics.csv are damaged"),
+    "a word in a row": (put(f"{RECORD}/rows/0/lr", "high"), "its rows of metrics.csv are damaged"),
+    "another epoch's row": (put(f"{RECORD}/rows/0/epoch", 2), "are not those of 1 epochs"),
+    "another run's rows": (put(f"{RECORD}/rows", [asdict(replace(ROW, step=7))]), "1 steps"),
+    "no data": (put(f"{RECORD}/data", "digits"), "damaged"),
+    "data without classes": (drop(f"{RECORD}/data/classes"), "damaged"),
+    "data in words": (put(f"{RECORD}/data/train", "many"), "damaged"),
+    "no version": (put("pytorch-lightning_version", "new"), "version' is damaged"),
+    "weights in words": (put("state_dict/model.head.weight", "w"), "its 'state_dict' is damaged"),
+    "no loops": (put("loops", {}), "its 'loops/fit_loop' is missing or damaged"),
+    "loops of a list": (put("loops/fit_loop", [1]), "its 'loops/fit_loop' is"),
+    "half a loop": (drop(f"{LOOP}/optimizer/step/total"), f"its '{LOOP}/optimizer/step/total' is"),
+    "a loop of other epochs": (
+        put("loops/fit_loop/epoch_progress/current/started", -1),
+        "its loops count other epochs",
+    ),
+    "a loop without a flag": (
+        drop("loops/fit_loop/epoch_loop.batch_progress/is_last_batch"),
+        "/is_last_batch' is missing",
+    ),
+    "no optimizer": (put("optimizer_states", []), "its 'optimizer_states' is"),
+    "an empty optimizer": (put("optimizer_states", [{}]), "its 'optimizer_states/0/state' is"),
+    "fewer groups": (drop("optimizer_states/0/param_groups/1"), "0/param_groups' is"),
+    "fewer parameters": (drop(f"{GROUP}/params/0"), f"its '{GROUP}/params' is"),
+    "no learning rate": (drop(f"{GROUP}/lr"), f"its '{GROUP}/lr' is"),
+    "a word for a rate": (put(f"{GROUP}/lr", "high"), f"its '{GROUP}/lr' is"),
+    "momentum of another shape": (
+        put("optimizer_states/0/state/3/momentum_buffer", torch.zeros(7, 7)),
+        "its 'optimizer_states/0/state/3/momentum_buffer' is",
+    ),
+    "momentum of a list": (put("optimizer_states/0/state/3", [1]), "0/state/3' is"),
+    "no schedule": (put("lr_schedulers", []), "its 'lr_schedulers' is"),
+    "an empty schedule": (put("lr_schedulers", [{}]), "its 'lr_schedulers/0/"),
+    "half a schedule": (drop("lr_schedulers/0/_schedulers/1"), "lr_schedulers/0/_schedulers' is"),
+} | {
+    f"{name} missing": (drop(name), f"{name!r} is missing")
+    for name in ("state_dict", "optimizer_states", "lr_schedulers", "loops", "epoch", "global_step")
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_is_told_in_a_line(
+    options: TrainOptions, run: Path, sound: dict[str, Any], damage: str
+) -> None:
+    change, words = DAMAGES[damage]
+    broken = copy.deepcopy(sound)
+    change(broken)
+    torch.save(broken, run / LAST)
+    assert words in refusal(options, run)
+
+
+def test_the_checkpoint_of_another_network(
+    options: TrainOptions, run: Path, tmp_path: Path
+) -> None:
+    for model in ("resnet20", "se_resnet56"):
+        other = stopped(replace(options, model=model), tmp_path / model)
+        shutil.copy(other / LAST, run / LAST)
+        line = refusal(options, run)
+        assert "it does not fit se_resnet20: it " in line
+        assert "more" in line
+        assert len(line) < 500
+
+
+def test_flags_of_later_versions_may_be_missing(
+    options: TrainOptions, run: Path, sound: dict[str, Any]
+) -> None:
+    older = copy.deepcopy(sound)
+    for change in (drop(f"{GROUP}/fused"), drop(f"{GROUP}/maximize"), drop(f"{RECORD}/data")):
+        change(older)
+    torch.save(older, run / LAST)
+    assert read_record(run / LAST).data is None
+    assert len(train(options, run, resume=True, say=lambda line: None).rows) == 2
+
+
+def places(value: Any, path: str = "") -> Iterator[str]:
+    if path:
+        yield path
+    if isinstance(value, dict | list):
+        pairs = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, child in pairs:
+            yield from places(child, f"{path}/{key}".lstrip("/"))
+
+
+def test_no_part_can_be_anything(sound: dict[str, Any]) -> None:
+    """Every container and number of the checkpoint is looked at, for a value and for another."""
+    found = {key: sound[key] for key in ("optimizer_states", "lr_schedulers", "loops")}
+    assert mismatch(found, found) is None
+    for path in places(found):
+        broken = copy.deepcopy(found)
+        put(path, "something else")(broken)
+        assert mismatch(found, broken) is not None, path
+
+
+def test_record_of_a_checkpoint(half: Path, tmp_path: Path) -> None:
+    record = read_record(half / LAST)
+    assert [row.epoch for row in record.rows] == [1]
+    assert record.data is not None
+    assert (record.data.classes, record.data.train, record.data.val) == (("cat", "dog"), 4, 2)
+    assert len(record.data.files) == 16
+    assert read_record(tmp_path / LAST).rows == ()
+    with pytest.raises(UserError, match="no such checkpoint"):
+        WholeFiles().load_checkpoint(tmp_path / LAST)
+    assert RunRecorder.__qualname__ in RECORD

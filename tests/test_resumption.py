@@ -1,0 +1,302 @@
+"""What is found in a run directory before a run begins or goes on there, and what is refused."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from generated import make_image_folder
+
+import senet
+from senet.checkpoints import BEST, LAST, METRICS, read_record
+from senet.cli import main
+from senet.errors import UserError
+from senet.options import TrainOptions, read_options
+from senet.runs import CARD, WEIGHTS, read_card
+from senet.training import CONFIG, train
+
+CLASSES = ("ant", "bee", "cat")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return make_image_folder(tmp_path / "set", CLASSES, per_class=4, size=(16, 16))
+
+
+def options_for(folder: Path, **changes: object) -> TrainOptions:
+    options = TrainOptions(
+        data=str(folder), image_size=16, batch_size=4, epochs=2, limit_batches=1, threads=1, lr=0.01
+    )
+    return replace(options, **changes)  # type: ignore[arg-type]
+
+
+def until(words: str) -> Callable[[str], None]:
+    """What a run says, up to the line with these words: there it is interrupted."""
+
+    def say(line: str) -> None:
+        if words in line:
+            raise KeyboardInterrupt
+
+    return say
+
+
+def stop_after_an_epoch(options: TrainOptions, run: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(options, run, say=until("epoch 1/2"))
+    assert len(read_record(run / LAST).rows) == 1
+
+
+def files_of(run: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
+def refusal(options: TrainOptions, run: Path, *, resume: bool = True) -> str:
+    """The one line with which a run is refused; not a byte of it changes."""
+    before = files_of(run)
+    with pytest.raises(UserError) as caught:
+        train(options, run, resume=resume, say=until(""))
+    assert "\n" not in str(caught.value)
+    assert files_of(run) == before
+    return str(caught.value)
+
+
+# ── the data ────────────────────────────────────────────────────────────────────────────────
+
+
+def renamed(folder: Path) -> None:
+    for part in ("train", "val"):
+        (folder / part / "bee").rename(folder / part / "wasp")
+
+
+def removed(folder: Path) -> None:
+    for part in ("train", "val"):
+        shutil.rmtree(folder / part / "bee")
+
+
+def swapped(folder: Path) -> None:
+    """As many files in every class, of the same sizes altogether."""
+    (folder / "train" / "ant" / "0.png").rename(folder / "train" / "ant" / "other.png")
+
+
+CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a class renamed": (renamed, "its classes were others: 1 gone ('bee'), 1 new ('wasp')"),
+    "a class removed": (removed, "its classes were others: 1 gone ('bee')"),
+    "an image removed": (
+        lambda folder: (folder / "train" / "bee" / "0.png").unlink(),
+        "it had 12 training images, now 11;",
+    ),
+    "an image added": (
+        lambda folder: shutil.copy(
+            folder / "val" / "ant" / "0.png", folder / "val" / "ant" / "more.png"
+        ),
+        "it had 6 held-out images, now 7;",
+    ),
+    "an image renamed": (swapped, "as many images, but files were renamed, replaced or moved"),
+    "an image of another size": (
+        lambda folder: (folder / "val" / "cat" / "0.png").write_bytes(
+            (folder / "val" / "cat" / "0.png").read_bytes() + b"\0"
+        ),
+        "as many images, but files were",
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_other_data_are_refused(folder: Path, tmp_path: Path, change: str) -> None:
+    run, options = tmp_path / "run", options_for(folder)
+    stop_after_an_epoch(options, run)
+    make, words = CHANGES[change]
+    make(folder)
+    line = refusal(options, run)
+    assert f"the data has changed since the run in {run} began" in line
+    assert words in line
+
+
+def test_the_same_data_in_their_old_place_are_taken(folder: Path, tmp_path: Path) -> None:
+    run, options = tmp_path / "run", options_for(folder)
+    stop_after_an_epoch(options, run)
+    shutil.copytree(folder, tmp_path / "copy")
+    shutil.rmtree(folder)
+    (tmp_path / "copy").rename(folder)
+    assert len(train(options, run, resume=True, say=lambda line: None).rows) == 2
+
+
+def test_a_twin_is_not_trained_on_other_data(folder: Path, tmp_path: Path) -> None:
+    """Interrupted between the two: the second is new, and its data are not those of the first."""
+    run, options = tmp_path / "run", options_for(folder, twin=True)
+    with pytest.raises(KeyboardInterrupt):
+        train(options, run, say=until("resnet20: 269"))
+    assert len(read_record(run / LAST).rows) == 2
+    shutil.rmtree(run / "twin")
+    removed(folder)
+    with pytest.raises(UserError, match="its classes were others: 1 gone"):
+        train(options, run, resume=True, say=lambda line: None)
+    assert not (run / "twin").exists()
+
+
+def test_a_named_data_set_is_known_again(tmp_path: Path) -> None:
+    options = options_for(Path("digits"), image_size=8, twin=True)
+    stop_after_an_epoch(options, tmp_path / "run")
+    record = read_record(tmp_path / "run" / LAST).data
+    assert record is not None
+    assert (len(record.classes), record.train, record.val) == (10, 1438, 359)
+    train(options, tmp_path / "run", resume=True, say=lambda line: None)
+
+
+def test_paths_mean_the_same_from_elsewhere(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    plain = options_for(Path("set"), model="resnet20", epochs=1)
+    train(plain, "plain", say=lambda line: None)
+    options = options_for(Path("./set"), init="plain", data_root="sets")
+    stop_after_an_epoch(options, Path("run"))
+    noted = read_options(tmp_path / "run" / CONFIG)
+    assert (noted.data, noted.init) == (str(folder), str(tmp_path / "plain"))
+    assert noted.data_root == str(tmp_path / "sets")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert main(["train", "--resume", "--out", "../run"]) == 0
+    monkeypatch.chdir(tmp_path)
+    assert not train(options, "run", resume=True, say=lambda line: None).trained
+    assert read_card(tmp_path / "run").data == str(folder)
+
+
+# ── nothing finished, nothing there ─────────────────────────────────────────────────────────
+
+
+def test_a_failed_start_does_not_block_the_directory(folder: Path, tmp_path: Path) -> None:
+    run, options = tmp_path / "run", options_for(folder)
+    corrupt = folder / "train" / "ant" / "0.png"
+    whole = corrupt.read_bytes()
+    corrupt.write_bytes(whole[:50])
+    with pytest.raises(UserError, match="cannot read image"):
+        train(replace(options, limit_batches=None), run, say=lambda line: None)
+    assert [path.name for path in run.iterdir()] == [str(CONFIG)]
+    corrupt.write_bytes(whole)
+    with pytest.raises(UserError, match="not finite"):
+        train(replace(options, lr=1e38, warmup_epochs=0), run, say=lambda line: None)
+    line = refusal(options, run)
+    assert "lr is 0.01 but the run in" in line
+    assert "leave --resume out to begin anew" in line
+    assert len(train(options, run, say=lambda line: None).rows) == 2
+    assert read_options(run / CONFIG).lr == 0.01
+
+
+def test_what_a_finished_epoch_left_is_never_begun_over(folder: Path, tmp_path: Path) -> None:
+    run, options = tmp_path / "run", options_for(folder)
+    train(options, run, say=lambda line: None)
+    for name in (LAST, METRICS, BEST, WEIGHTS):
+        assert "holds another run; add --resume" in refusal(options, run, resume=False)
+        (run / name).unlink()
+    assert "holds another run; add --resume" in refusal(options, run, resume=False)
+
+
+def test_a_twin_in_the_way_is_seen_before_anything_is_trained(folder: Path, tmp_path: Path) -> None:
+    options = options_for(folder, twin=True)
+    train(options.without_se(), tmp_path / "run" / "twin", say=lambda line: None)
+    (tmp_path / "run" / CONFIG).write_bytes((tmp_path / "run" / "twin" / CONFIG).read_bytes())
+    assert "twin holds another run" in refusal(options, tmp_path / "run", resume=False)
+
+
+@pytest.mark.parametrize("there", ["missing", "empty"])
+def test_nothing_to_resume(
+    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], there: str
+) -> None:
+    """A mistyped directory; the same with what to train said begins there, as scripts do it."""
+    run = tmp_path / "rum"
+    if there == "empty":
+        run.mkdir()
+    assert main(["train", "--resume", "--out", str(run), "--epochs=1"]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert f"no run in {run} to resume" in line
+    assert not run.exists() or not list(run.iterdir())
+    words = ["--image_size=16", "--epochs=1", "--limit_batches=1", "--threads=1"]
+    assert main(["train", "--resume", "--out", str(run), f"--data={folder}", *words]) == 0
+    assert read_options(run / CONFIG).data == str(folder)
+
+
+# ── files that are gone ─────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("gone", [(), (METRICS,), (BEST,), (METRICS, BEST)], ids=len)
+def test_a_finished_run_without_its_last_checkpoint(
+    folder: Path, tmp_path: Path, gone: tuple[Path, ...]
+) -> None:
+    run, options = tmp_path / "run", options_for(folder)
+    train(options, run, say=lambda line: None)
+    shutil.copy(run / LAST, run / BEST)  # the second epoch, whichever was the better here
+    for name in (LAST, *gone):
+        (run / name).unlink()
+    line = refusal(options, run)
+    assert f"{run} has finished epochs but no {LAST} to go on from" in line
+
+
+@pytest.mark.parametrize("epochs", [1, 2], ids=["half", "finished"])
+@pytest.mark.parametrize("gone", [WEIGHTS, CARD])
+@pytest.mark.parametrize("precision", ["32-true", "64-true"])
+def test_exported_weights_are_made_anew(
+    folder: Path, tmp_path: Path, epochs: int, gone: str, precision: str
+) -> None:
+    run, options = tmp_path / "run", options_for(folder, precision=precision)
+    stop_after_an_epoch(options, run)
+    if epochs == 2:
+        train(options, run, resume=True, say=lambda line: None)
+    exported = [(run / name).read_bytes() for name in (WEIGHTS, CARD)]
+    (run / gone).unlink()
+    lines: list[str] = []
+
+    def say(line: str) -> None:
+        lines.append(line)
+        if "written anew" in line and epochs == 1:
+            raise KeyboardInterrupt
+
+    if epochs == 1:
+        with pytest.raises(KeyboardInterrupt):
+            train(options, run, resume=True, say=say)
+    else:
+        assert not train(options, run, resume=True, say=say).trained
+    assert "was missing, written anew from the best checkpoint" in lines[0]
+    assert [(run / name).read_bytes() for name in (WEIGHTS, CARD)] == exported
+
+
+def test_neither_weights_nor_best_checkpoint(folder: Path, tmp_path: Path) -> None:
+    run, options = tmp_path / "run", options_for(folder)
+    train(options, run, say=lambda line: None)
+    (run / WEIGHTS).unlink()
+    (run / BEST).unlink()
+    assert f"has neither {WEIGHTS}" in refusal(options, run)
+
+
+def test_the_best_checkpoint_of_another_network(folder: Path, tmp_path: Path) -> None:
+    run, options = tmp_path / "run", options_for(folder)
+    train(options, run, say=lambda line: None)
+    train(options.without_se(), tmp_path / "plain", say=lambda line: None)
+    (run / WEIGHTS).unlink()
+    (run / BEST).write_bytes((tmp_path / "plain" / BEST).read_bytes())
+    assert "does not fit se_resnet20: it lacks" in refusal(options, run)
+
+
+# ── double precision ────────────────────────────────────────────────────────────────────────
+
+
+def test_double_precision_is_resumed_and_loaded_in_full(folder: Path, tmp_path: Path) -> None:
+    options = options_for(folder, precision="64-true")
+    train(options, tmp_path / "whole", say=lambda line: None)
+    stop_after_an_epoch(options, tmp_path / "run")
+    train(options, tmp_path / "run", resume=True, say=lambda line: None)
+    ours, theirs = (
+        torch.load(tmp_path / run / LAST, weights_only=True)["state_dict"]
+        for run in ("run", "whole")
+    )
+    assert {v.dtype for v in ours.values() if v.is_floating_point()} == {torch.float64}
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    whole = senet.load(tmp_path / "run", dtype=torch.float64).state_dict()
+    best = torch.load(tmp_path / "run" / BEST, weights_only=True)["state_dict"]
+    assert all(torch.equal(best[f"model.{key}"], value) for key, value in whole.items())
+    single = senet.load(tmp_path / "run")
+    assert single(torch.randn(1, 3, 16, 16)).dtype == torch.float32
