@@ -12,7 +12,7 @@ import torch
 
 __all__ = ["describe", "processor"]
 
-_PACKAGES = ("torch", "torchvision", "timm", "onnxruntime", "openvino")
+_PACKAGES = ("torchvision", "timm", "onnxruntime", "openvino")
 
 
 def describe(device: str = "cpu") -> dict[str, object]:
@@ -23,6 +23,7 @@ def describe(device: str = "cpu") -> dict[str, object]:
         "device": name,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
+        "torch": torch.__version__,
         **{package: _version(package) for package in _PACKAGES},
     }
 

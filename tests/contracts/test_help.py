@@ -30,6 +30,10 @@ OPTIONS = {
     "evaluate": {"data", "part", "data_root", "batch_size", "workers", "device", "json"},
     "predict": {"top", "device", "json"},
     "plan": {"image_size", "scope", "json", *BLOCKS},
+    "bench": {
+        *("columns", "batch", "infer_batch", "image_size", "layout", "dtype", "rounds"),
+        *("device", "threads", "csv", "json"),
+    },
 }
 REQUIRED = {"out", "run", "images", "name"}
 WITHOUT_DEFAULT = {"help", "config", "print_config", *REQUIRED}

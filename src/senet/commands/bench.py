@@ -6,11 +6,13 @@ import csv
 import io
 import json
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
+from rich.status import Status
 from rich.table import Table
 
 from .. import models
@@ -60,7 +62,7 @@ def parser() -> ArgumentParser:
     made.add_argument("--rounds", type=int, default=15, help="rounds that count")
     made.add_argument("--device", type=str, default="cpu", help="auto, cpu, cuda, …")
     made.add_argument("--threads", type=int | None, default=None, help="CPU threads; null is all")
-    made.add_argument("--out", type=Path | None, default=None, help="write the figures here, CSV")
+    made.add_argument("--csv", type=Path | None, default=None, help="write the figures here, too")
     made.add_argument(
         "--json", action="store_true", help="one JSON document on standard output, nothing else"
     )
@@ -89,10 +91,10 @@ def main(argv: Sequence[str]) -> int:
                 rows,
                 setting,
                 rounds=given.rounds,
-                progress=lambda what, title=title: status.update(title + what),  # type: ignore[misc]
+                progress=partial(_tell, status, title),
             )
-    if given.out is not None:
-        atomic_write(given.out, lambda file: file.write(as_csv(given.name, found).encode()))
+    if given.csv is not None:
+        atomic_write(given.csv, lambda file: file.write(as_csv(given.name, found).encode()))
     if given.json:
         print(json.dumps(_records(given.name, found), indent=2))
     else:
@@ -100,18 +102,22 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _settings(given: object, size: int, device: str) -> Iterator[Setting]:
-    columns = [name.strip() for name in given.columns.split(",") if name.strip()]  # type: ignore[attr-defined]
+def _settings(given: Namespace, size: int, device: str) -> Iterator[Setting]:
+    columns = [name.strip() for name in given.columns.split(",") if name.strip()]
     try:
-        batches = [int(n) for n in given.infer_batch.split(",")]  # type: ignore[attr-defined]
+        batches = [int(n) for n in given.infer_batch.split(",")]
     except ValueError:
-        raise UserError(f"infer_batch is {given.infer_batch!r}, but must be like 1,8") from None  # type: ignore[attr-defined]
-    if min(*batches, given.batch, size) < 1:  # type: ignore[attr-defined]
+        raise UserError(f"infer_batch is {given.infer_batch!r}, but must be like 1,8") from None
+    if min(*batches, given.batch, size) < 1:
         raise UserError("batches and image_size must be at least 1")
     for column in columns:
         training = column in ("bytes", "train", "train-compiled")
-        for batch in [given.batch] if training else batches:  # type: ignore[attr-defined]
-            yield Setting(column, batch, size, given.layout, device, given.dtype)  # type: ignore[attr-defined]
+        for batch in [given.batch] if training else batches:
+            yield Setting(column, batch, size, given.layout, device, given.dtype)
+
+
+def _tell(status: Status, title: str, what: str) -> None:
+    status.update(title + what)
 
 
 def _title(setting: Setting) -> str:

@@ -1,0 +1,140 @@
+"""SE(BN(x)) over BN(x), forward and backward, at the sites of ResNet-50.
+
+    python benchmarks/tail.py [--rounds 21] [--device cpu]
+
+Each of the four shapes is timed as often as ResNet-50 has it (3, 4, 6, 3 sites), batch 16, as at
+224²; the contenders run in turn, and a round gives each the ratio of its summed time to that of
+`F.batch_norm`. BatchNorm runs twice, as a control. The bars are 1.30 (NCHW) and 1.40
+(channels-last). Writes results/tail.csv, or results/tail-DEVICE.csv.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import statistics
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from senet.benchmarking import LAYOUTS, quartiles, time_in_turn
+from senet.kernels import Excitation, Norm, norm_excite
+from senet.machine import describe
+from senet.runs import atomic_write
+
+RESULTS = Path(__file__).parent / "results"
+SHAPES = ((256, 56, 3), (512, 28, 4), (1024, 14, 6), (2048, 7, 3))
+"""Channels, height and width, sites."""
+BATCH = 16
+BARS = {"nchw": 1.30, "channels_last": 1.40}
+BASE = "batch norm"
+
+
+def operations(device: str) -> dict[str, Callable[[Tensor, Norm, Excitation], Tensor]]:
+    """What is compared: x, norm, block ↦ y."""
+
+    def batch_norm(x: Tensor, norm: Norm, _: Excitation) -> Tensor:
+        return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, True)
+
+    def named(name: str) -> Callable[[Tensor, Norm, Excitation], Tensor]:
+        return lambda x, norm, block: norm_excite(x, norm, block, name)
+
+    compared = {
+        BASE: batch_norm,
+        "batch norm again": batch_norm,
+        "senet": named("aten"),
+        "two operations": named("reference"),
+    }
+    if device != "cpu":
+        compared["senet, compiled"] = torch.compile(named("traced"))
+    return compared
+
+
+def measured(device: str, layout: str, rounds: int) -> Iterator[dict[str, object]]:
+    """A row for each contender and shape, and the sums over all sites."""
+    sums: dict[str, list[float]] = {}
+    for channels, size, sites in SHAPES:
+        rng = torch.Generator().manual_seed(0)
+        shape = (BATCH, channels, size, size)
+        x, gradient = (
+            torch.randn(shape, generator=rng).to(device).contiguous(memory_format=LAYOUTS[layout])
+            for _ in range(2)
+        )
+        hidden = channels // 16
+        weights = [
+            torch.randn(s, generator=rng).mul_(0.1).to(device).requires_grad_()
+            for s in ((hidden, channels), (hidden,), (channels, hidden), (channels,))
+        ]
+        affine = [torch.ones(channels, device=device, requires_grad=True) for _ in range(2)]
+        running = torch.zeros(channels, device=device), torch.ones(channels, device=device)
+        norm, block = Norm(*affine, *running), Excitation(*weights[:4])
+        x.requires_grad_()
+        leaves = [x, *affine, *weights]
+
+        def run(operation: Callable[..., Tensor]) -> None:
+            for leaf in leaves:  # noqa: B023 - called within the loop
+                leaf.grad = None
+            operation(x, norm, block).backward(gradient)  # noqa: B023
+
+        runs = {
+            name: (lambda operation=operation: run(operation))
+            for name, operation in operations(device).items()
+        }
+        times = time_in_turn(runs, rounds=rounds, device=device)
+        for name, own in times.items():
+            all_sites = [sites * t for t in own]
+            before = sums.get(name, [0.0] * rounds)
+            sums[name] = [a + b for a, b in zip(before, all_sites, strict=True)]
+            yield row(device, layout, f"{channels}×{size}²", name, own, times[BASE])
+    for name, own in sums.items():
+        yield row(device, layout, "16 sites", name, own, sums[BASE])
+
+
+def row(
+    device: str, layout: str, shape: str, name: str, own: list[float], base: list[float]
+) -> dict[str, object]:
+    low, ratio, high = quartiles(own, base)
+    return {
+        **describe(device),
+        "layout": layout,
+        "shape": shape,
+        "row": name,
+        "ms": round(statistics.median(own), 3),
+        "ratio": round(ratio, 4),
+        "ratio_quartiles": f"{low:.4f}-{high:.4f}",
+        "rounds": len(own),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=21, help="rounds a shape")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    rows = [r for layout in LAYOUTS for r in measured(given.device, layout, given.rounds)]
+    table = Table(title=f"SE(BN(x)) over BN(x); bars {BARS}", title_justify="left")
+    columns = ("layout", "shape", "row", "ms", "ratio", "ratio_quartiles")
+    for column in columns:
+        table.add_column(column)
+    for entry in rows:
+        table.add_row(*(str(entry[column]) for column in columns))
+    Console().print(table)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    out = RESULTS / ("tail.csv" if given.device == "cpu" else f"tail-{given.device}.csv")
+    atomic_write(out, lambda file: file.write(text.getvalue().encode()))
+    print(f"written: {out}")
+
+
+if __name__ == "__main__":
+    main()

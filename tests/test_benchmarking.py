@@ -1,0 +1,129 @@
+"""Ratios are formed pair by pair, counts are exact, and every column really runs."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from senet import UserError
+from senet.benchmarking import CONTROL, PLAIN, Setting, measure, quartiles, time_in_turn
+from senet.cli import main
+from senet.contenders import contenders
+from senet.norm import recalibrated_modules
+
+
+def test_ratios_are_of_the_same_round() -> None:
+    """A machine that slows down tenfold in the middle changes no ratio."""
+    plain, own = [1.0, 2.0, 10.0, 20.0, 30.0], [1.5, 3.0, 15.0, 30.0, 60.0]
+    assert quartiles(own, plain) == (1.5, 1.5, 1.5)
+    assert quartiles([3.0], [2.0]) == (1.5, 1.5, 1.5)
+
+
+def test_all_run_in_every_round_and_take_turns_to_begin() -> None:
+    order: list[str] = []
+    runs: dict[str, Callable[[], object]] = {
+        name: (lambda name=name: order.append(name)) for name in "abc"
+    }
+    times = time_in_turn(runs, rounds=3)
+    assert [len(own) for own in times.values()] == [3, 3, 3]
+    rounds = ["".join(order[i : i + 3]) for i in range(0, len(order), 3)]
+    assert rounds[2:] == ["abc", "bca", "cab"]
+    assert len(rounds) == 5  # two warmed up
+
+
+def test_bytes_are_counted_not_timed() -> None:
+    """What the allocator still holds after a forward is what is counted, plus the output."""
+    rows = contenders("resnet20")
+    found = {one.row: one for one in measure(rows, Setting("bytes", 8, 32))}
+    assert found[CONTROL].ratio == 1.0
+    assert found["senet"].ratio <= 1.01
+    assert found["senet, two modules"].ratio > 1.2
+    for row in (PLAIN, "senet", "senet, two modules"):
+        assert found[row].value == pytest.approx(_held(rows[row]()), rel=0.01)
+
+
+def _held(model: nn.Module) -> int:
+    """Bytes allocated by a forward and not freed at its end, by the profiler of memory."""
+    from torch.profiler import ProfilerActivity, profile
+
+    x = torch.randn(8, 3, 32, 32)
+    model.train()(x)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        output = model(x)
+    del output
+    return sum(event.self_cpu_memory_usage for event in profiler.key_averages())
+
+
+@pytest.mark.parametrize("column", ["train", "infer"])
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_columns_run(column: str, layout: str, dtype: str) -> None:
+    rows = {name: make for name, make in contenders("resnet20").items() if name != CONTROL}
+    found = measure(rows, Setting(column, 2, 16, layout, dtype=dtype), rounds=2)
+    assert [one.row for one in found] == list(rows)
+    assert all(one.value > 0 and one.low <= one.ratio <= one.high for one in found)
+
+
+def test_contenders_compute_the_same() -> None:
+    rows = contenders("resnet20")
+    torch.manual_seed(0)
+    ours = rows["senet"]()
+    torch.manual_seed(0)
+    composed = rows["senet, two modules"]()
+    assert {m.implementation for _, m in recalibrated_modules(composed)} == {"reference"}
+    x = torch.randn(4, 3, 32, 32)
+    torch.testing.assert_close(ours(x), composed(x), rtol=1e-4, atol=1e-5)
+    theirs = rows["torchvision's block"]()
+    assert sum(type(m).__name__ == "SqueezeExcitation" for m in theirs.modules()) == 9
+    counts = [sum(p.numel() for p in m.parameters()) for m in (ours, theirs)]
+    assert counts[0] == counts[1]
+
+
+@pytest.mark.parametrize(
+    ("setting", "rounds", "message"),
+    [
+        (Setting("speed", 2, 16), 1, "unknown column 'speed'"),
+        (Setting("train", 2, 16, "nhwc"), 1, "unknown layout 'nhwc'"),
+        (Setting("train", 2, 16), 0, "rounds is 0"),
+    ],
+)
+def test_mistakes(setting: Setting, rounds: int, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        measure(contenders("resnet20"), setting, rounds=rounds)
+    with pytest.raises(UserError, match="give the plain network's name"):
+        contenders("se_resnet20")
+
+
+def test_the_command_prints_a_table_and_writes_the_figures(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "figures.csv"
+    assert main(["bench", "resnet20", "--columns", "bytes", "--batch", "2", f"--csv={out}"]) == 0
+    table = capfd.readouterr().out
+    assert "bytes ×2" in table
+    assert "torchvision's block" in table
+    with out.open(newline="") as file:
+        written = list(csv.DictReader(file))
+    assert {"date", "device", "threads", "torch", "ratio", "row"} <= written[0].keys()
+    assert main(["bench", "resnet20", "--columns=bytes", "--batch=2", "--json"]) == 0
+    printed = json.loads(capfd.readouterr().out)
+    assert [entry["row"] for entry in printed] == [entry["row"] for entry in written]
+    assert printed[0]["torch"] == torch.__version__
+
+
+def test_the_command_names_mistakes(capfd: pytest.CaptureFixture[str]) -> None:
+    for arguments, message in (
+        (["resnet20", "--columns", "speed"], "unknown column 'speed'"),
+        (["resnet20", "--infer_batch", "x"], "infer_batch is 'x'"),
+        (["resnet20", "--dtype", "int8"], "dtype is 'int8'"),
+        (["resnet20", "--batch", "0"], "at least 1"),
+        (["resnet21"], "unknown model 'resnet21'"),
+    ):
+        assert main(["bench", *arguments]) == 2
+        assert message in capfd.readouterr().err
