@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from senet import UserError
+from senet.adoption import AdoptedSqueezeExcite
 from senet.benchmarking import CONTROL, PLAIN, Setting, measure, quartiles, time_in_turn
 from senet.cli import main
 from senet.contenders import contenders
@@ -83,6 +84,12 @@ def test_contenders_compute_the_same() -> None:
     assert sum(type(m).__name__ == "SqueezeExcitation" for m in theirs.modules()) == 9
     counts = [sum(p.numel() for p in m.parameters()) for m in (ours, theirs)]
     assert counts[0] == counts[1]
+
+
+def test_a_network_that_has_se_is_compared_with_itself() -> None:
+    rows = contenders("timm/mobilenetv3_small_050")
+    assert list(rows) == [PLAIN, CONTROL, "senet"]
+    assert sum(isinstance(m, AdoptedSqueezeExcite) for m in rows["senet"]().modules()) == 9
 
 
 @pytest.mark.parametrize(

@@ -1,29 +1,11 @@
 """Warm start on real trained weights: nothing is lost when SE goes in, nor by a fine-tune."""
 
 import torch
+from digits import digits, fit
 from networks import Residual
-from sklearn.datasets import load_digits
 from torch import nn
-from torch.nn import functional as F
 
 from senet import attach, se_parameters
-
-
-def _digits():
-    digits = load_digits()
-    order = torch.randperm(len(digits.target), generator=torch.Generator().manual_seed(0))
-    images = torch.tensor(digits.images, dtype=torch.float32)[order, None] / 16
-    labels = torch.tensor(digits.target)[order]
-    return (images[:1400], labels[:1400]), (images[1400:], labels[1400:])
-
-
-def _fit(model, optimizer, images, labels, epochs):
-    model.train()
-    for _ in range(epochs):
-        for batch in torch.randperm(len(labels)).split(50):
-            optimizer.zero_grad()
-            F.cross_entropy(model(images[batch]), labels[batch]).backward()
-            optimizer.step()
 
 
 @torch.no_grad()
@@ -33,11 +15,11 @@ def _right(model, images, labels):
 
 def test_a_trained_network_keeps_its_accuracy_and_trains_on():
     torch.manual_seed(0)
-    (images, labels), held_out = _digits()
+    (images, labels), held_out = digits()
     blocks = [Residual(16), Residual(16, stride=2), Residual(16)]
     stem, head = nn.Conv2d(1, 16, 3, padding=1), nn.Linear(16, 10)
     model = nn.Sequential(stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
-    _fit(model, torch.optim.SGD(model.parameters(), 0.05, momentum=0.9), images, labels, 8)
+    fit(model, torch.optim.SGD(model.parameters(), 0.05, momentum=0.9), images, labels, 8)
     before = _right(model, *held_out)
     outputs = model(held_out[0])
     assert before > 0.9 * len(held_out[1])
@@ -48,6 +30,6 @@ def test_a_trained_network_keeps_its_accuracy_and_trains_on():
 
     network, se = se_parameters(model)
     optimizer = torch.optim.SGD([network, se | {"lr": 0.02}], 0.005, momentum=0.9)
-    _fit(model, optimizer, images, labels, 3)
+    fit(model, optimizer, images, labels, 3)
     assert _right(model, *held_out) >= before
     assert all(block.bn2.se.fc1.weight.grad.any() for block in blocks)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from torch import nn
 
 from . import models
+from .adoption import adopt, adoptable
 from .benchmarking import CONTROL, PLAIN
 from .errors import UserError
 from .norm import recalibrated_modules
@@ -27,8 +28,8 @@ def contenders(name: str) -> dict[str, Callable[[], nn.Module]]:
     """Row → a function that builds its network, the plain one first and once more as control.
 
     Args:
-        name: a plain network, ``resnet50`` or ``timm/NAME``; one that has SE blocks already is
-            adopted, and its control is the network as it came.
+        name: a plain network, ``resnet50`` or ``timm/NAME``. One that has SE blocks already is
+            compared with itself as it came; ours is then the adopted one.
 
     Raises:
         UserError: the name is unknown, or that of an SE twin.
@@ -36,6 +37,12 @@ def contenders(name: str) -> dict[str, Callable[[], nn.Module]]:
     plain, is_se = models.plain_name(name)
     if is_se:
         raise UserError(f"{name!r} is compared with {plain!r}; give the plain network's name")
+    if adoptable(models.build_plain(plain)):
+        return {
+            PLAIN: lambda: models.build_plain(plain),
+            CONTROL: lambda: models.build_plain(plain),
+            "senet": lambda: adopt(models.build_plain(plain)),
+        }
     rows: dict[str, Callable[[], nn.Module]] = {
         PLAIN: lambda: models.build_plain(plain),
         CONTROL: lambda: models.build_plain(plain),

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 from .adoption import ADOPTED_ATTRIBUTE, AdoptedSqueezeExcite
 from .block import SqueezeExcite
 from .errors import UserError, nearest
-from .folding import after_norm, fold, is_folding
+from .folding import after_norm, fold, is_convolution, is_folding
 from .fusing import is_batch_norm, is_hooked
 from .given import check_network, copied
 from .graph import Call, Graph
@@ -221,7 +221,7 @@ class _Rewriting:
             return "a layer of the block does more than multiply"
         if id(conv) in self.kept:
             return f"{path} may be called by another reference"
-        if type(conv) not in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
+        if not is_convolution(conv):
             return f"the input of a {type(conv).__name__} is not what it convolves"
         (call,) = self.graph.calls_by_path[path]
         h, u = (self.graph.nodes[n].shape for n in (*call.inputs, *call.outputs))

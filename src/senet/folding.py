@@ -7,24 +7,34 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["affine_of", "after_norm", "fold", "is_folding"]
+__all__ = ["affine_of", "after_norm", "fold", "is_convolution", "is_folding"]
 
-_LINEAR_IN_WEIGHT = frozenset(
-    {
-        "torch.nn.modules.conv.Conv1d",
-        "torch.nn.modules.conv.Conv2d",
-        "torch.nn.modules.conv.Conv3d",
-        "torch.nn.modules.linear.Linear",
-        "timm.layers.conv2d_same.Conv2dSame",
-    }
-)
-"""Whose output is linear in ``weight`` (C, …) plus ``bias`` (C,); a subclass may standardise it."""
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_PADS_BY_ITSELF = "timm.layers.conv2d_same.Conv2dSame"
+
+
+def is_convolution(module: nn.Module) -> bool:
+    """Whether the module convolves just as PyTorch's own, also where its class is another."""
+    return any(
+        isinstance(module, kind)
+        and type(module).forward is kind.forward
+        and type(module)._conv_forward is kind._conv_forward
+        for kind in _CONVOLUTIONS
+    )
 
 
 def is_folding(module: nn.Module) -> bool:
-    """Whether the module's output is known to be linear in its weight, and nobody looks at it."""
-    name = f"{type(module).__module__}.{type(module).__qualname__}"
-    return name in _LINEAR_IN_WEIGHT and not (module._forward_hooks or module._forward_pre_hooks)
+    """Whether the module's output is known to be linear in ``weight`` (C, …) and ``bias`` (C,).
+
+    A subclass may standardise its weight, a parametrization compute it, a hook see the output.
+    """
+    kind = type(module)
+    linear = isinstance(module, nn.Linear) and kind.forward is nn.Linear.forward
+    padded = f"{kind.__module__}.{kind.__qualname__}" == _PADS_BY_ITSELF
+    changed = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
+    if changed or module._parameters.get("weight") is None:
+        return False
+    return linear or padded or is_convolution(module)
 
 
 def affine_of(norm: Any) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ import copy
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,7 +15,9 @@ from torch.utils._pytree import tree_leaves
 
 from .errors import UserError
 
-__all__ = ["check_module", "check_network", "copied", "preserved_generators"]
+__all__ = ["check_module", "check_network", "copied", "preserved_generators", "to_meta"]
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def check_module(model: object) -> None:
@@ -52,18 +55,50 @@ def check_network(model: nn.Module) -> None:
             raise UserError(f"{name!r} is a lazy parameter; run the model once on real input first")
 
 
-def copied(model: nn.Module) -> nn.Module:
+def copied(model: Network, *, hooks: bool = True, on_meta: bool = False) -> Network:
     """A deep copy; unlike `copy.deepcopy`, also of a module that keeps what it has computed.
 
     Such tensors (features kept for later, the weight that an old-style `weight_norm` computes)
     belong to a graph of autograd; their copies do not.
+
+    Args:
+        model: the network.
+        hooks: False leaves a user's hooks behind, but not those with which torch itself computes
+            a weight (`weight_norm` and `spectral_norm` of old, pruning).
+        on_meta: copy the structure alone; all tensors of the copy are on the meta device.
+
+    Raises:
+        UserError: something on a module cannot be copied.
     """
-    kept: dict[int, Tensor] = {}
+    memo: dict[int, Any] = {}
     for module in model.modules():
+        for name, value in vars(module).items():
+            if not hooks and name.startswith(("_forward", "_backward")) and isinstance(value, dict):
+                pre = name == "_forward_pre_hooks"
+                kept = {k: hook for k, hook in value.items() if pre and _is_of_torch(hook)}
+                memo[id(value)] = type(value)(kept)
         for value in tree_leaves(vars(module)):
-            if isinstance(value, Tensor) and not value.is_leaf:
-                kept[id(value)] = value.detach().clone()
-    return copy.deepcopy(model, kept)
+            if isinstance(value, Tensor) and (on_meta or not value.is_leaf):
+                memo[id(value)] = to_meta(value) if on_meta else value.detach().clone()
+    try:
+        return copy.deepcopy(model, memo)
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"{type(model).__name__} cannot be copied ({reason}); "
+            "keep what cannot be copied out of its modules' attributes"
+        ) from error
+
+
+def to_meta(value: Tensor) -> Tensor:
+    """A tensor of the same shape without data; a parameter stays one."""
+    if isinstance(value, nn.Parameter):
+        return nn.Parameter(value.detach().to("meta"), requires_grad=value.requires_grad)
+    return value.detach().to("meta")
+
+
+def _is_of_torch(hook: object) -> bool:
+    return type(hook).__module__.startswith("torch.nn.utils.")
 
 
 @contextmanager

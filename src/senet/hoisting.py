@@ -13,9 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from .block import SqueezeExcite
+from .errors import UserError
 from .functional import ACTIVATIONS, GATES
 
-__all__ = ["InputGated", "OutputGated", "hoisting_pays", "visits", "window_means"]
+__all__ = [
+    "InputGated",
+    "OutputGated",
+    "hoisting_pays",
+    "refuse_deployed",
+    "visits",
+    "window_means",
+]
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
@@ -80,7 +88,7 @@ def window_means(h: Tensor, conv: Convolution) -> Tensor:
             mode=conv.padding_mode,
         )
         # The first of the dimensions that are left is summed away, and its taps come last.
-        t = torch.tensordot(t, taps.to(h), dims=([2], [1]))
+        t = torch.tensordot(t, taps.to(t), dims=([2], [1]))
     return t.flatten(1)
 
 
@@ -154,6 +162,20 @@ class OutputGated(nn.Module):
     def forward(self, u: Tensor) -> Tensor:
         """u · s, in u's memory unless traced. u: (N, C, S₁, …, S_d)."""
         return _scaled(u, self.se.gates(u))
+
+
+def refuse_deployed(model: nn.Module) -> None:
+    """Refuse a network whose gates are not blocks any more.
+
+    Raises:
+        UserError: it is one; the message names the first such place.
+    """
+    for path, module in model.named_modules():
+        if isinstance(module, InputGated | OutputGated):
+            raise UserError(
+                f"the model is deployed: the gate of {path or 'the model itself'} is part of its "
+                "convolution; take the network that was deployed"
+            )
 
 
 def _scaled(u: Tensor, s: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from .adoption import adoptable, return_adopted
 from .block import BlockOptions, SqueezeExcite
 from .errors import UserError, nearest
 from .given import check_network
+from .hoisting import refuse_deployed
 from .norm import Recalibrated, recalibrated_modules
 from .placement import Reduction
 from .placement import plan as make_plan
@@ -73,6 +74,7 @@ def attach(
     'BatchNorm2d'
     """
     check_network(model)
+    refuse_deployed(model)
     _refuse_attached(model)
     options: dict[str, Any] = {
         "input_size": input_size,
@@ -120,9 +122,10 @@ def detach(model: Network) -> Network:
     with the weights they have by now.
 
     Raises:
-        UserError: the model has no attached block, or is one itself.
+        UserError: the model has no attached block, is one itself, or is deployed.
     """
     check_network(model)
+    refuse_deployed(model)
     found = dict(recalibrated_modules(model))
     if "" in found:
         raise UserError(

@@ -207,7 +207,8 @@ def _copied(model: nn.Module) -> nn.Module:
     try:
         return copied(model)
     except Exception as error:  # each kind of sharding refuses in its own way
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        cause = error.__cause__ or error
+        reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
         raise UserError(
             f"{type(model).__name__} cannot be copied ({reason}); "
             "verify a model before it is sharded or otherwise tied to its process"

@@ -11,6 +11,7 @@ from torch import nn
 from .adoption import ADOPTED_ATTRIBUTE, AdoptedSqueezeExcite
 from .errors import UserError
 from .given import check_module, preserved_generators
+from .hoisting import refuse_deployed
 from .insertion import PLAN_ATTRIBUTE
 from .norm import Recalibrated
 from .trial import Observed, Trial, blocks_by_path
@@ -67,10 +68,11 @@ def verify(model: nn.Module, x: Any) -> list[BlockCheck]:
     Raises:
         VerificationError: naming the block and the usual cause.
         UserError: the forward fails on ``x``, or the model cannot be copied (sharded ones, FSDP,
-            cannot) or has no values (on the meta device).
+            cannot), has no values (on the meta device), or is deployed.
     """
     model = _innermost(model)
     check_module(model)
+    refuse_deployed(model)
     blocks = dict(blocks_by_path(model))
     problems = _lost(model)
     if not blocks and not problems:

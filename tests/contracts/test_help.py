@@ -29,6 +29,9 @@ OPTIONS = {
     },
     "evaluate": {"data", "part", "data_root", "batch_size", "workers", "device", "json"},
     "predict": {"top", "device", "json"},
+    "export": {
+        *("format", "out", "as_trained", "image_size", "opset", "tolerance", "batch"),
+    },
     "plan": {"image_size", "scope", "json", *BLOCKS},
     "bench": {
         *("columns", "batch", "infer_batch", "image_size", "layout", "dtype", "rounds"),

@@ -8,13 +8,15 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from jsonargparse import ArgumentParser
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import runs
 from ..data import image_transform, list_images, read_image
 from ..errors import UserError
 from ..evaluation import predict
+from ..exchange import format_of, read_exported
 from .parsing import command_parser, parse, pick_device
 
 __all__ = ["main", "parser"]
@@ -28,7 +30,12 @@ classified, 1 some could not be read, 2 a mistake that is named (and nothing was
 def parser() -> ArgumentParser:
     """The options of the command."""
     made = command_parser("predict", "The likeliest classes of images.", epilog=_EPILOG)
-    made.add_argument("run", type=str, metavar="RUN", help="run directory")
+    made.add_argument(
+        "run",
+        type=str,
+        metavar="RUN",
+        help="run directory, or a file that senet export wrote (.onnx, .xml, .pt2)",
+    )
     made.add_argument(
         "images",
         type=str,
@@ -47,15 +54,13 @@ def parser() -> ArgumentParser:
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns the exit status."""
     given = parse(parser(), argv)
-    device = pick_device(given.device)
-    run = Path(given.run)
-    card = runs.read_card(run)
+    card, network, device = _network(Path(given.run), given.device)
     files = [file for name in given.images for file in _expand(Path(name))]
     transform = image_transform(card.image_size, card.mean, card.std)
     errors: dict[int, str] = {}
     guesses = iter(
         predict(
-            runs.load(run, device=device),
+            network,
             _readable(files, transform, errors),
             classes=card.classes,
             top=given.top,
@@ -73,6 +78,16 @@ def main(argv: Sequence[str]) -> int:
     else:
         _tell(documents)
     return 1 if errors else 0
+
+
+def _network(run: Path, device: str) -> tuple[runs.ModelCard, nn.Module, torch.device]:
+    """What classifies, where, and the card that says how; exported files run on the CPU."""
+    if format_of(run) is None or run.is_dir():
+        picked = pick_device(device)
+        return runs.read_card(run), runs.load(run, device=picked), picked
+    if device not in ("auto", "cpu"):
+        raise UserError(f"exported files run on the CPU, not on {device!r}; leave --device out")
+    return *read_exported(run), torch.device("cpu")
 
 
 def _expand(path: Path) -> list[Path]:

@@ -1,0 +1,105 @@
+"""What SE costs a network on the CPU: every column of docs/benchmarks.md.
+
+    python benchmarks/run.py [--networks resnet50 …] [--columns train infer …] [--rounds 15]
+
+Ratios to the plain network treated alike, timed in turn within one run (see
+`senet.benchmarking`), batch 16 at 128² for training and the bytes kept for backward, batch 1 and
+8 at the network's own size for inference. Writes results/NETWORK.csv; columns that are not run
+again keep their lines.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from senet.benchmarking import COLUMNS, Measured, Setting, measure
+from senet.commands.bench import as_csv, show
+from senet.contenders import contenders
+from senet.models import native_input_size
+from senet.runs import atomic_write
+
+RESULTS = Path(__file__).parent / "results"
+NETWORKS = (
+    "resnet50",
+    "timm/resnext50_32x4d",
+    "resnet20",
+    "bn_inception",
+    "timm/efficientnet_b0",
+    "timm/mobilenetv3_large_100",
+)
+TRAINING = ("bytes", "train", "train-compiled")
+BARS = {"bytes": 1.01, "train": 1.05, "train-compiled": 1.04, "infer": 1.03, "infer-compiled": 1.04}
+ONE_LAYOUT = ("onnxruntime", "openvino")
+"""Runtimes that choose a layout themselves."""
+
+
+def settings(name: str, columns: list[str], rounds: int) -> list[Setting]:
+    size = native_input_size(name)[1]
+    found = []
+    for column in columns:
+        for layout in ["nchw"] if column in ONE_LAYOUT else ["nchw", "channels_last"]:
+            if column in TRAINING:
+                found.append(Setting(column, 16, min(size, 128), layout))
+            else:
+                found += [Setting(column, batch, size, layout) for batch in (1, 8)]
+    return found
+
+
+def merged(path: Path, text: str) -> str:
+    """The new lines, and the old ones of other columns."""
+    new = list(csv.DictReader(io.StringIO(text)))
+    measured_now = {line["column"] for line in new}
+    kept = []
+    if path.exists():
+        with path.open(newline="") as file:
+            kept = [line for line in csv.DictReader(file) if line["column"] not in measured_now]
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(new[0]), lineterminator="\n", restval="")
+    writer.writeheader()
+    writer.writerows([*kept, *new])
+    return out.getvalue()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--networks", nargs="+", default=list(NETWORKS), metavar="NAME")
+    parser.add_argument("--columns", nargs="+", default=["bytes", *COLUMNS], metavar="COLUMN")
+    parser.add_argument("--rows", nargs="+", default=None, help="only these contenders, and plain")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    console = Console(stderr=True)
+    for name in given.networks:
+        rows = contenders(name)
+        if given.rows is not None:
+            rows = {
+                row: make for row, make in rows.items() if row in (*given.rows, *list(rows)[:2])
+            }
+        found: list[Measured] = []
+        with console.status("") as status:
+            for setting in settings(name, given.columns, given.rounds):
+                title = f"{name} {setting.column} {setting.layout} ×{setting.batch}: "
+                found += measure(
+                    rows,
+                    setting,
+                    rounds=given.rounds,
+                    progress=lambda what, title=title: status.update(title + what),
+                )
+                torch.compiler.reset()
+        for layout in ("nchw", "channels_last"):
+            show([one for one in found if one.setting.layout == layout], f"{name}, {layout}")
+        path = RESULTS / f"{name.removeprefix('timm/')}.csv"
+        text = merged(path, as_csv(name, found))
+        atomic_write(path, lambda file, text=text: file.write(text.encode()))
+        print(f"written: {path}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,8 @@
+"""Networks for other runtimes: written with their model card, checked, and read back."""
+
+from __future__ import annotations
+
+from .shipping import Shipment, Timing, ship
+from .table import FORMATS, Format, format_of, read_exported
+
+__all__ = ["FORMATS", "Format", "Shipment", "Timing", "format_of", "read_exported", "ship"]

@@ -1,0 +1,107 @@
+"""ONNX files: written by torch's exporter, run by ONNX Runtime."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from .forms import in_blocks
+from .job import KEY, Job, Runner, exported_program
+
+__all__ = ["OPSETS", "read", "session", "write"]
+
+OPSETS = range(18, 26)
+"""Versions of ONNX's operators: torch writes no older ones, ONNX Runtime takes no newer ones."""
+
+
+def write(job: Job, path: Path) -> None:
+    """Write ``path``, one file; the batch is open, images and logits are named so.
+
+    Raises:
+        UserError: the network cannot be exported, or not with this opset.
+    """
+    import onnx
+
+    if job.opset not in OPSETS:
+        raise UserError(f"opset {job.opset} cannot be written; use {OPSETS[0]} to {OPSETS[-1]}")
+    program = exported_program(replace(job, model=in_blocks(job.model)))
+    try:
+        made = torch.onnx.export(
+            program,
+            dynamo=True,
+            opset_version=job.opset,
+            input_names=["images"],
+            output_names=["logits"],
+            verbose=False,
+        )
+    except torch.onnx.OnnxExporterError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{type(job.model).__name__} has no ONNX form: {reason}") from error
+    assert made is not None
+    for node in made.model.graph.all_nodes():
+        node.metadata_props.clear()
+    made.model.metadata_props[KEY] = job.document
+    onnx.save(made.model_proto, path)
+
+
+def session(path: Path, *, threads: int | None = None, optimised: Path | None = None) -> Any:
+    """ONNX Runtime's session of a file, on the CPU.
+
+    Args:
+        path: of the file.
+        threads: by default as many as torch uses.
+        optimised: where to write the graph that really runs.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or torch.get_num_threads()
+    options.log_severity_level = 3  # errors; it warns of an optimised graph bound to this machine
+    if optimised is not None:
+        options.optimized_model_filepath = str(optimised)
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def read(path: Path) -> tuple[str | None, Runner]:
+    """The model card of a file, if it has one, and the network, run by ONNX Runtime.
+
+    Raises:
+        UserError: it is no ONNX file, or none that this ONNX Runtime takes.
+    """
+    failures = _failures()
+    try:
+        opened = session(path)
+    except failures as error:
+        raise UserError(
+            f"{str(path)!r} is no ONNX file for this machine: {_line(error)}"
+        ) from error
+    (name, *_) = [each.name for each in opened.get_inputs()]
+
+    def run(images: Tensor) -> Tensor:
+        try:
+            outputs = opened.run(None, {name: images.numpy()})
+        except failures as error:
+            raise UserError(f"{str(path)!r} does not run: {_line(error)}") from error
+        return torch.from_numpy(outputs[0])
+
+    return opened.get_modelmeta().custom_metadata_map.get(KEY), run
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """What ONNX Runtime raises for a file; its exceptions have no class in common."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    names = (
+        *("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoSuchFile", "NoModel"),
+        *("NotImplemented", "RuntimeException", "EPFail"),
+    )
+    return tuple(getattr(state, name) for name in names if hasattr(state, name))
+
+
+def _line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

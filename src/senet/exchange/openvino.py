@@ -1,0 +1,67 @@
+"""OpenVINO's files: an .xml and beside it a .bin with the weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from .job import KEY, Job, Runner, exported_program
+
+__all__ = ["read", "write"]
+
+
+def write(job: Job, path: Path) -> None:
+    """Write ``path`` and its .bin, in float32; the batch is open.
+
+    Raises:
+        UserError: the network cannot be exported.
+    """
+    import openvino
+
+    # Matrix products and broadcast gates fuse here: the deployed form stays as it is.
+    model = openvino.convert_model(exported_program(job))
+    model.reshape([-1, *job.example.shape[1:]])
+    model.set_rt_info(job.document, [KEY])
+    openvino.save_model(model, path, compress_to_fp16=False)
+
+
+def read(path: Path) -> tuple[str | None, Runner]:
+    """The model card of a file, if it has one, and the network, run by OpenVINO on the CPU.
+
+    Raises:
+        UserError: it is no model of OpenVINO's, or lacks its .bin.
+    """
+    import openvino
+
+    settings = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "PERFORMANCE_HINT": "LATENCY"}
+    try:
+        model = openvino.Core().read_model(path)
+        compiled = openvino.Core().compile_model(
+            model, "CPU", {**settings, "INFERENCE_PRECISION_HINT": "f32"}
+        )
+    except RuntimeError as error:
+        raise UserError(
+            f"{str(path)!r} and {path.with_suffix('.bin').name!r} are no model of OpenVINO's: "
+            + _line(error)
+        ) from error
+    request = compiled.create_infer_request()
+
+    def run(images: Tensor) -> Tensor:
+        try:
+            outputs = request.infer([images.numpy()])
+        except RuntimeError as error:
+            raise UserError(f"{str(path)!r} does not run: {_line(error)}") from error
+        return torch.from_numpy(outputs[0].copy())
+
+    document = model.get_rt_info([KEY]).astype(str) if model.has_rt_info([KEY]) else None
+    return document, run
+
+
+def _line(error: Exception) -> str:
+    """The line of a message that says what is wrong; the others say where in OpenVINO."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    told = [line for line in lines if line and not line.startswith(("Exception from", "Check '"))]
+    return told[0] if told else "no reason given"

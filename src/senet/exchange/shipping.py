@@ -1,0 +1,162 @@
+"""A network written for a runtime, run there, compared and timed, and kept if it is the same."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+
+from ..deployment import Report, deploy
+from ..errors import UserError
+from ..runs import ModelCard, atomic_write
+from .job import Job, Runner
+from .table import FORMATS, Format
+
+__all__ = ["Shipment", "Timing", "ship"]
+
+_ROUNDS = 11
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds a batch in the runtime, the two networks timed in turn.
+
+    Args:
+        ms: median of the network.
+        plain_ms: median of its plain twin; None without one.
+        ratio: median over the turns of the network's time by the twin's.
+    """
+
+    ms: float
+    plain_ms: float | None = None
+    ratio: float | None = None
+
+
+@dataclass(frozen=True)
+class Shipment:
+    """What came of an export.
+
+    Args:
+        files: that were written; none where the difference was too large.
+        difference: the largest between logits there and in PyTorch, over all images, in units of
+            the largest logit where that is above 1.
+        largest: the largest logit in PyTorch, absolute.
+        timing: None where nothing was kept.
+        report: what deployment rewrote; None for the network as it was trained.
+    """
+
+    files: tuple[Path, ...]
+    difference: float
+    largest: float
+    timing: Timing | None
+    report: Report | None
+
+
+def ship(
+    model: nn.Module,
+    card: ModelCard,
+    out: Path,
+    *,
+    images: Tensor,
+    format: str = "onnx",
+    plain: nn.Module | None = None,
+    as_trained: bool = False,
+    opset: int = 20,
+    tolerance: float = 1e-4,
+    batch: int = 1,
+) -> Shipment:
+    """Write ``model`` to ``out`` for a runtime, if it computes the same there.
+
+    The file is made elsewhere first and run on ``images``, all together and the first by itself.
+    Only then does it take its place, whole.
+
+    Args:
+        model: in evaluation mode, on the CPU.
+        card: goes into the file; its image size must be that of the images.
+        out: path; the suffix is the format's.
+        images: (N, 3, H, W), as the network takes them.
+        format: one of `FORMATS`.
+        plain: the network to time beside, exported alike.
+        as_trained: leave out `senet.deployment.deploy`.
+        opset: of ONNX.
+        tolerance: of ``Shipment.difference``.
+        batch: images in a batch that is timed.
+
+    Raises:
+        UserError: the format needs what is not installed, the name another suffix, the network
+            cannot be exported, or the file cannot be written.
+    """
+    row = FORMATS[format]
+    row.require(writing=True)
+    if out.suffix.lower() != row.suffix:
+        raise UserError(f"{str(out)!r} does not end in {row.suffix}, as {row.name} files do")
+    if not out.parent.is_dir():
+        raise UserError(f"cannot write {str(out)!r}: {str(out.parent)!r} is no folder")
+    form = model if as_trained else deploy(model, example_inputs=images[:1])
+    # Two images: with one in it, an example is taken for a batch that is always one.
+    job = Job(form, images[:1].repeat(2, 1, 1, 1), card.to_json(), opset)
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        made = Path(folder) / out.name
+        row.write(job, made)
+        expected = model(images)
+        runner = row.run(made)[1]
+        runners = [runner] if row.run is row.read else [runner, row.read(made)[1]]
+        largest = expected.abs().max().item()
+        difference = max(_difference(each, images, expected) for each in runners)
+        report = getattr(form, "report", None)
+        if not difference <= tolerance:  # also where it is not a number
+            return Shipment((), difference, largest, None, report)
+        twin = None
+        if plain is not None:
+            other = plain if as_trained else deploy(plain, example_inputs=images[:1])
+            beside = Path(folder) / "plain" / out.name
+            beside.parent.mkdir()
+            row.write(Job(other, job.example, job.document, opset), beside)
+            twin = row.run(beside)[1]
+        repeats = -(-batch // len(images))
+        timing = _timed(runner, twin, images.repeat(repeats, 1, 1, 1)[:batch])
+        return Shipment(_keep(made, out, row), difference, largest, timing, report)
+
+
+def _difference(runner: Runner, images: Tensor, expected: Tensor) -> float:
+    found = torch.cat([runner(images), runner(images[:1])])
+    wanted = torch.cat([expected, expected[:1]])
+    unit = wanted.abs().max().clamp(min=1)
+    return ((found - wanted).abs().max() / unit).item()
+
+
+def _timed(runner: Runner, twin: Runner | None, images: Tensor) -> Timing:
+    seconds: list[tuple[float, ...]] = []
+    turn = (runner,) if twin is None else (runner, twin)
+    for _ in range(_ROUNDS + 2):
+        seconds.append(tuple(_seconds(each, images) for each in turn))
+    kept = seconds[2:]
+    ms = 1000 * median(each[0] for each in kept)
+    if twin is None:
+        return Timing(ms)
+    return Timing(ms, 1000 * median(each[1] for each in kept), median(a / b for a, b in kept))
+
+
+def _seconds(runner: Runner, images: Tensor) -> float:
+    start = time.perf_counter()
+    with torch.inference_mode():
+        runner(images)
+    return time.perf_counter() - start
+
+
+def _keep(made: Path, out: Path, row: Format) -> tuple[Path, ...]:
+    """Copy what was made to its place; what is named in the end is whole."""
+    others = sorted(path for path in made.parent.iterdir() if path.is_file() and path != made)
+    if others:
+        out.unlink(missing_ok=True)  # the file that names the others never meets those of another
+    files = [(path, out.with_suffix(path.suffix)) for path in others] + [(made, out)]
+    for source, target in files:
+        with source.open("rb") as data:
+            atomic_write(target, lambda file, data=data: shutil.copyfileobj(data, file))  # type: ignore[misc]
+    return tuple(target for _, target in reversed(files))

@@ -1,0 +1,182 @@
+"""The gate from the convolution's input is the gate from its output, for any convolution."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from typing import Any
+
+import pytest
+import torch
+from convolutions import convolutions
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from senet import SqueezeExcite
+from senet.block import BlockOptions
+from senet.functional import ACTIVATIONS, GATES
+from senet.hoisting import InputGated, OutputGated, hoisting_pays, visits, window_means
+
+
+def positions(x: Tensor) -> tuple[int, ...]:
+    return tuple(range(2, x.dim()))
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
+@given(drawn=convolutions())
+@settings(max_examples=200, deadline=None)
+def test_means_of_what_a_convolution_makes(drawn: tuple[Any, Tensor]) -> None:
+    conv, h = drawn
+    u = conv(h)
+    t = window_means(h, conv).unflatten(1, (conv.groups, -1))
+    weight = conv.weight.flatten(1).unflatten(0, (conv.groups, -1))
+    means = torch.einsum("ngt,gct->ngc", t, weight).flatten(1)
+    means = means if conv.bias is None else means + conv.bias
+    torch.testing.assert_close(means, u.mean(positions(u)))
+
+
+blocks = st.builds(
+    BlockOptions,
+    hidden=st.integers(1, 12),
+    bias=st.booleans(),
+    gate=st.sampled_from(sorted(GATES)),
+    activation=st.sampled_from(sorted(ACTIVATIONS)),
+    gate_scale=st.sampled_from([1.0, 2.0]),
+    bottleneck=st.booleans(),
+)
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
+@given(drawn=convolutions(), options=blocks)
+@settings(max_examples=150, deadline=None)
+def test_gated_from_the_input_or_composed(drawn: tuple[Any, Tensor], options: BlockOptions) -> None:
+    conv, h = drawn
+    se = SqueezeExcite(conv.out_channels, options=options).double()
+    for parameter in se.parameters():
+        nn.init.normal_(parameter)
+    gated = InputGated(conv, se)
+    torch.testing.assert_close(gated(h), se(conv(h)))
+    torch.testing.assert_close(gated.gates(h), se.gates(conv(h)))
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("bottleneck", [True, False])
+@pytest.mark.parametrize(
+    ("kernel", "inputs", "outputs", "hidden", "folded"),
+    [(1, 8, 32, 4, True), (1, 32, 8, 4, True), (1, 64, 8, 16, False), (3, 8, 8, 16, False)],
+)
+def test_the_first_layer_is_folded_where_that_is_cheaper(
+    kernel: int, inputs: int, outputs: int, hidden: int, folded: bool, groups: int, bottleneck: bool
+) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(inputs, outputs, kernel, groups=groups).double()
+    options = BlockOptions(hidden=hidden, bottleneck=bottleneck)
+    se = SqueezeExcite(outputs, options=options).double()
+    gated = InputGated(conv, se)
+    width, read = se.fc2.in_features, inputs * kernel**2
+    together = width * read
+    apart = outputs * read // groups + width * outputs
+    if groups == 1 and bottleneck:
+        assert folded == (together < apart)
+    assert isinstance(gated.mean, nn.Identity) == (together < apart)
+    h = torch.randn(2, inputs, 5, 4).double()
+    torch.testing.assert_close(gated(h), se(conv(h)))
+
+
+def test_visits_are_counted() -> None:
+    for size, kernel, stride, padding, dilation in [
+        (7, 3, 2, 1, 1),
+        (9, 2, 3, 0, 4),
+        (1, 3, 1, 1, 1),
+    ]:
+        outputs = (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+        expected = torch.zeros(kernel, size, dtype=torch.float64)
+        for tap in range(kernel):
+            for output in range(outputs):
+                if 0 <= (at := output * stride + tap * dilation - padding) < size:
+                    expected[tap, at] += 1 / outputs
+        found = visits(size, kernel, stride=stride, padding=(padding, padding), dilation=dilation)
+        torch.testing.assert_close(found, expected)
+
+
+def test_it_pays_where_less_is_read() -> None:
+    expanding, strided = nn.Conv2d(8, 32, 1), nn.Conv2d(32, 32, 1, stride=2)
+    assert hoisting_pays(expanding, (1, 8, 7, 7), (1, 32, 7, 7))
+    # Of a strided 1×1 convolution's input only the lattice is read: as much as it makes.
+    assert not hoisting_pays(strided, (1, 32, 8, 8), (1, 32, 4, 4))
+    assert hoisting_pays(nn.Conv2d(31, 32, 1, stride=2), (1, 31, 8, 8), (1, 32, 4, 4))
+    assert not hoisting_pays(nn.Conv2d(16, 32, 3, 2, 1), (1, 16, 8, 8), (1, 32, 4, 4))
+    assert not hoisting_pays(nn.Conv2d(32, 8, 1), (1, 32, 7, 7), (1, 8, 7, 7))
+    # Padding of a 1×1 convolution makes positions that read nothing.
+    assert hoisting_pays(nn.Conv2d(8, 8, 1, padding=1), (1, 8, 7, 7), (1, 8, 9, 9))
+
+
+def test_the_output_is_gated_in_place() -> None:
+    torch.manual_seed(0)
+    se, u = SqueezeExcite(8), torch.randn(2, 8, 5, 4)
+    expected = se(u)
+    with torch.no_grad():
+        gated = OutputGated(se)(u)
+    assert gated is u
+    torch.testing.assert_close(u, expected)
+
+
+@pytest.mark.parametrize("kind", [InputGated, OutputGated])
+def test_gradients_pass_to_the_input(kind: type[nn.Module]) -> None:
+    """For saliency maps of a deployed network."""
+    torch.manual_seed(0)
+    conv, se = nn.Conv2d(4, 8, 3, padding=1).double(), SqueezeExcite(8).double()
+    gated = InputGated(conv, se) if kind is InputGated else nn.Sequential(conv, OutputGated(se))
+    h = torch.randn(2, 4, 5, 6).double()
+    gradients = [
+        torch.func.grad(lambda h, f=f: f(h).square().sum())(h)
+        for f in (gated, lambda h: se(conv(h)))
+    ]
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("conv_dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("folded", [True, False])
+def test_layers_may_be_of_another_type(conv_dtype: torch.dtype, kernel: int, folded: bool) -> None:
+    """Norms, and so blocks, are often kept in float32 beside half-precision convolutions."""
+    torch.manual_seed(0)
+    inputs, outputs, hidden = (4, 32, 2) if folded else (32, 4, 64)
+    conv = nn.Conv2d(inputs, outputs, kernel).to(conv_dtype)
+    se = SqueezeExcite(outputs, hidden=hidden)
+    gated = InputGated(conv, se)
+    assert isinstance(gated.mean, nn.Identity) == folded
+    h = torch.randn(2, inputs, 9, 9).to(conv_dtype)
+    y = gated(h)
+    assert y.dtype == conv_dtype
+    torch.testing.assert_close(y, se(conv(h)), rtol=8 * torch.finfo(conv_dtype).eps, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_composes_alike(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    conv, se = nn.Conv2d(8, 32, 3), SqueezeExcite(32)
+    h = torch.randn(2, 8, 9, 9)
+    with torch.no_grad(), torch.autocast("cpu", dtype):
+        ours, expected = InputGated(conv, se)(h), se(conv(h))
+    assert ours.dtype == expected.dtype == dtype
+    torch.testing.assert_close(ours, expected, rtol=8 * torch.finfo(dtype).eps, atol=1e-3)
+
+
+def test_no_random_number_is_drawn() -> None:
+    conv, se = nn.Conv2d(8, 32, 1), SqueezeExcite(32)
+    before = torch.get_rng_state()
+    for kernel in (1, 3):
+        InputGated(nn.Conv2d(8, 32, kernel, device="meta"), SqueezeExcite(32, device="meta"))
+    InputGated(conv, se)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_convolution_keeps_its_own_weights() -> None:
+    conv, se = nn.Conv2d(8, 32, 3), SqueezeExcite(32)
+    before = copy.deepcopy(conv.state_dict())
+    InputGated(conv, se)(torch.randn(1, 8, 5, 5))
+    assert functools.reduce(
+        bool.__and__, (torch.equal(t, before[name]) for name, t in conv.state_dict().items())
+    )

@@ -1,0 +1,319 @@
+"""What a deployed network has rewritten, where, and what it left alone for which reason."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+import timm
+import timm.layers
+import torch
+import torchvision
+from deploying import SMALL, deployed, drawn, images, outcome
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+from senet import (
+    Recalibrated,
+    SqueezeExcite,
+    recalibrate,
+)
+from senet.block import BlockOptions
+from senet.deployment import Report, deploy
+
+C = 8
+
+
+class _Used(nn.Module):
+    """A convolution with its norm (and block), and something else that happens to its output."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, C, 3)
+        self.norm = nn.BatchNorm2d(C)
+        self.how = how
+        self.several = [self.conv, self.norm] if how == "listed" else []
+
+    def forward(self, x: Tensor) -> Any:
+        if self.how == "listed":
+            for module in self.several:
+                x = module(x)
+            return x
+        u = self.conv(x)
+        if self.how == "written to":
+            u[:, :, 0] = 0
+        if self.how == "written in place":
+            u.relu_()
+        y = self.norm(u)
+        if self.how == "added":
+            return y + u
+        if self.how == "asked":
+            return y if u.sum() > 0 else -y
+        if self.how == "copied":
+            both = torch.zeros_like(y)
+            both[:, :, 1:] = u[:, :, 1:]
+            return y + both
+        if self.how == "conv twice":
+            return y + self.conv(x + 1)
+        if self.how == "norm twice":
+            return self.norm(y)
+        return (u, y) if self.how == "returned" else y
+
+
+class _Squeezed(SqueezeExcite):
+    def forward(self, u: Tensor) -> Tensor:
+        return u + super().forward(u)
+
+
+def _chain(*modules: nn.Module) -> Callable[[], nn.Module]:
+    return lambda: nn.Sequential(*copy.deepcopy(modules))
+
+
+def _hooked(path: str) -> Callable[[], nn.Module]:
+    def make() -> nn.Module:
+        model = nn.Sequential(nn.Conv2d(3, C, 3), recalibrate(nn.BatchNorm2d(C), C))
+        model.get_submodule(path).register_forward_hook(lambda *_: None)
+        return model
+
+    return make
+
+
+def _block(**options: Any) -> SqueezeExcite:
+    return SqueezeExcite(C, options=BlockOptions(hidden=3, **options))
+
+
+def _shared() -> nn.Module:
+    conv = nn.Conv2d(C, C, 3, padding=1)
+    first, second = nn.BatchNorm2d(C), nn.BatchNorm2d(C)
+    return nn.Sequential(nn.Conv2d(3, C, 1), conv, first, nn.ReLU(), conv, second)
+
+
+def _weight_norm() -> nn.Module:
+    return nn.Sequential(parametrizations.weight_norm(nn.Conv2d(3, C, 3)), nn.BatchNorm2d(C))
+
+
+LEFT: Mapping[str, tuple[Callable[[], nn.Module], tuple[int, ...], str, str]] = {
+    **{
+        how: (lambda how=how: _Used(how), SMALL, "norm", why)
+        for how, why in {
+            "added": "the output of conv is used elsewhere too",
+            "asked": "the output of conv is used elsewhere too",
+            "copied": "the output of conv is used elsewhere too",
+            "written to": "it does not follow a convolution",
+            "written in place": "it does not follow a convolution",
+            "norm twice": "it runs 2 times",
+            "conv twice": "conv runs 2 times",
+            "returned": "the output of conv is used elsewhere too",
+            "listed": "it may be called by another reference",
+        }.items()
+    },
+    "shared": (_shared, SMALL, "2", "1 runs 2 times"),
+    "no statistics": (
+        _chain(nn.Conv2d(3, C, 3), nn.BatchNorm2d(C, track_running_stats=False)), SMALL, "1",
+        "it has no running statistics, and so none of its own in evaluation",
+    ),
+    "pre-activation": (
+        _chain(nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, C, 3)), SMALL, "0",
+        "it does not follow a convolution",
+    ),
+    "after an activation": (
+        _chain(nn.Conv2d(3, C, 3), nn.BatchNorm2d(C), nn.ReLU(), _block()), SMALL, "3",
+        "it gates what ReLU made, not a convolution",
+    ),
+    "max": (
+        _chain(nn.Conv2d(3, C, 3), _block(squeeze="max")), SMALL, "1",
+        "its squeeze is 'max', not a mean over positions",
+    ),
+    "none": (
+        _chain(nn.Conv2d(3, C, 3), _block(squeeze="none")), SMALL, "1",
+        "its squeeze is 'none', not a mean over positions",
+    ),
+    "subclass": (
+        _chain(nn.Conv2d(3, C, 3), _Squeezed(C)), SMALL, "1",
+        "_Squeezed may compute something else",
+    ),
+    "channels last": (
+        _chain(nn.Conv2d(3, C, 3, padding=1), SqueezeExcite(16, channels_last=True)), SMALL, "1",
+        "its channels are last",
+    ),
+    "weight norm": (_weight_norm, SMALL, "1", "it does not follow a convolution"),
+    "transposed": (
+        _chain(nn.ConvTranspose2d(3, C, 3), nn.BatchNorm2d(C)), SMALL, "1",
+        "it does not follow a convolution",
+    ),
+    "rows": (
+        _chain(nn.Linear(7, C), nn.BatchNorm1d(5)), (5, 7), "1",
+        "the channels of 0 are not in the norm's place",
+    ),
+    "hooked conv": (_hooked("0"), SMALL, "1.norm", "it does not follow a convolution"),
+    "hooked norm": (_hooked("1.norm"), SMALL, "1.norm", "a hook is on it"),
+    "hooked block": (_hooked("1.se"), SMALL, "1.se", "a hook is on it"),
+    "hooked wrapper": (_hooked("1"), SMALL, "1.norm", "a hook on 1 sees the output of 0"),
+}  # fmt: skip
+"""What → network, size of a sample, the module that is left, and the reason given."""
+
+
+@pytest.mark.parametrize("name", LEFT)
+@pytest.mark.parametrize("gates", ["input", "output"])
+def test_what_is_left_alone_and_why(name: str, gates: str) -> None:
+    make, size, path, why = LEFT[name]
+    torch.manual_seed(0)
+    model = drawn(make())
+    fast = deploy(model, input_size=size, gates=gates)
+    x = images(*size)
+    with torch.no_grad():
+        torch.testing.assert_close(fast(x), model(x), rtol=1e-5, atol=1e-6)
+    assert outcome(fast)[path] == ("left", why)
+
+
+# What is rewritten, and where
+
+
+def _branch() -> nn.Module:
+    return nn.Sequential(nn.ReLU(), nn.Conv2d(3, C, 3), nn.BatchNorm2d(C))
+
+
+def _before() -> nn.Module:
+    """The block gates the input of the second convolution, as with placement="pre"."""
+    model = nn.Sequential(nn.Conv2d(3, C, 3), nn.Conv2d(C, C, 3))
+    wrapper = recalibrate(model[1], C)
+    wrapper.site = dataclasses.replace(wrapper.site, before=True)
+    model[1] = wrapper
+    return model
+
+
+def _frozen() -> nn.Module:
+    norm = torchvision.ops.FrozenBatchNorm2d(C)
+    for name, buffer in norm.named_buffers():
+        nn.init.uniform_(buffer, 0.5, 2.0) if name == "running_var" else nn.init.normal_(buffer)
+    norm.num_features = C  # as other norms have it
+    return norm
+
+
+def _low_rank() -> nn.Module:
+    class Doubled(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            return 2 * super().forward(input)
+
+    block = _block()
+    block.fc1 = Doubled(C, 3)
+    return nn.Sequential(nn.Conv2d(3, C, 3), block)
+
+
+def _listed_conv() -> nn.Module:
+    model = nn.Sequential(nn.Conv2d(3, C, 3), _block())
+    model.kept = [model[0]]
+    return model
+
+
+def _hooked_layer() -> nn.Module:
+    model = nn.Sequential(nn.Conv2d(3, C, 3), _block())
+    model[1].fc2.register_forward_hook(lambda module, inputs, output: output + 1)
+    return model
+
+
+Rewritten = tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, str]]
+REWRITTEN: Mapping[str, Rewritten] = {
+    "conv": (lambda: nn.Sequential(recalibrate(nn.Conv2d(3, C, 3), C)), SMALL, {"0.se": "gated"}),
+    "branch": (
+        lambda: nn.Sequential(recalibrate(_branch(), C)), SMALL,
+        {"0.norm.2": "folded", "0.se": "gated"},
+    ),
+    "branch itself": (
+        lambda: recalibrate(_branch(), C), SMALL, {"norm.2": "folded", "se": "gated"}
+    ),
+    "norm": (
+        lambda: nn.Sequential(nn.Conv2d(3, C, 1), recalibrate(nn.BatchNorm2d(C), C)), SMALL,
+        {"1.norm": "folded", "1.se": "gated"},
+    ),
+    "before": (_before, SMALL, {"1.se": "gated"}),
+    "two norms": (
+        _chain(nn.Conv2d(3, C, 3), nn.BatchNorm2d(C), nn.BatchNorm2d(C), _block()), SMALL,
+        {"1": "folded", "2": "folded", "3": "gated"},
+    ),
+    "effective": (_chain(nn.Conv2d(3, C, 3), _block(bottleneck=False)), SMALL, {"1": "gated"}),
+    "options": (
+        _chain(
+            nn.Conv2d(3, C, 3, groups=1, padding="same", padding_mode="reflect"),
+            nn.Identity(), nn.Dropout(),
+            _block(gate="tanh", activation="gelu", gate_scale=2.0, bias=False),
+        ), SMALL, {"3": "gated"},
+    ),
+    "depthwise": (
+        _chain(nn.Conv2d(3, 3, 3, 2, 1, groups=3), SqueezeExcite(3)), SMALL, {"1": "gated"}
+    ),
+    "linear": (_chain(nn.Linear(3, C), nn.BatchNorm1d(C)), (3,), {"1": "folded"}),
+    "frozen": (
+        lambda: nn.Sequential(nn.Conv2d(3, C, 3), _frozen()), SMALL, {"1": "folded"}
+    ),
+    "activated": (
+        _chain(nn.Conv2d(3, C, 3), timm.layers.BatchNormAct2d(C, act_layer=nn.SiLU), _block()),
+        SMALL, {"1": "folded", "2": "left"},
+    ),
+    "synchronised": (_chain(nn.Conv2d(3, C, 3), nn.SyncBatchNorm(C)), SMALL, {"1": "folded"}),
+    "no affine": (
+        _chain(nn.Conv2d(3, C, 3), nn.BatchNorm2d(C, affine=False)), SMALL, {"1": "folded"}
+    ),
+}  # fmt: skip
+"""What → network, size of a sample, and what becomes of each of its modules."""
+
+
+@pytest.mark.parametrize("name", REWRITTEN)
+@pytest.mark.parametrize("gates", ["input", "output"])
+def test_what_is_rewritten(name: str, gates: str) -> None:
+    make, size, expected = REWRITTEN[name]
+    torch.manual_seed(0)
+    fast = deployed(drawn(make()), size, gates=gates)
+    gated = {"input": "gated from its input", "output": "gated in place"}[gates]
+    found = {path: what for path, (what, _) in outcome(fast).items()}
+    assert found == {path: gated if w == "gated" else w for path, w in expected.items()}
+    if gates == "input":  # nothing is left of a wrapper, unless it is the model itself
+        assert not any(isinstance(m, Recalibrated) for m in fast.modules() if m is not fast)
+
+
+IN_PLACE: Mapping[str, tuple[Callable[[], nn.Module], str]] = {
+    "same": (
+        _chain(timm.layers.Conv2dSame(3, C, 3, stride=2), nn.BatchNorm2d(C), _block()),
+        "the input of a Conv2dSame is not what it convolves",
+    ),
+    "low rank": (_low_rank, "a layer of the block does more than multiply"),
+    "hooked layer": (_hooked_layer, "a layer of the block does more than multiply"),
+    "listed": (_listed_conv, "0 may be called by another reference"),
+}
+
+
+@pytest.mark.parametrize("name", IN_PLACE)
+def test_gated_in_place(name: str) -> None:
+    make, why = IN_PLACE[name]
+    torch.manual_seed(0)
+    fast = deployed(drawn(make()), gates="input")
+    assert ("gated in place", why) in outcome(fast).values()
+
+
+def test_each_gate_comes_from_where_less_is_read() -> None:
+    torch.manual_seed(0)
+    narrow, wide = nn.Conv2d(3, C, 1), nn.Conv2d(C, 4, 1)
+    model = nn.Sequential(narrow, _block(), nn.ReLU(), wide, SqueezeExcite(4))
+    assert outcome(deployed(drawn(model))) == {
+        "1": ("gated from its input", "that of 0"),
+        "4": ("gated in place", "no less is read before 3"),
+    }
+
+
+def test_the_report_is_a_table() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, C, 1), recalibrate(nn.BatchNorm2d(C), C), nn.ReLU(), nn.BatchNorm2d(C)
+    )
+    fast = deployed(drawn(model))
+    assert str(fast.report).splitlines() == [
+        "1.norm  folded                into 0",
+        "3       left                  it does not follow a convolution",
+        "1.se    gated from its input  that of 0",
+        "1 folded, 1 left, 1 gated from its input",
+    ]
+    assert isinstance(fast.report, Report)
+    assert str(deploy(nn.Sequential(nn.Conv2d(3, C, 1))).report) == "nothing to rewrite"
