@@ -14,9 +14,6 @@ from __future__ import annotations
 import argparse
 import copy
 import csv
-import datetime
-import os
-import platform
 import statistics
 import tempfile
 import time
@@ -34,6 +31,7 @@ from torch.nn import functional as F
 
 from senet.data import ImageData, load_data, train_loader, val_loader
 from senet.fitting import fit, make_trainer, seed_everything
+from senet.machine import describe
 from senet.optimization import make_optimizer, make_schedule
 from senet.options import TrainOptions
 from senet.training import build, data_options_of
@@ -125,26 +123,12 @@ def quartiles(speeds: list[float], others: list[float]) -> tuple[float, float, f
     return low, middle, high
 
 
-def processor() -> str:
-    """The name of the CPU, where the system tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0]} ({os.cpu_count()} cores)" if names else platform.machine()
-
-
 def row_of(case: Case, speeds: dict[str, list[float]], rounds: int) -> dict[str, object]:
     low, ratio, high = quartiles(speeds["ours"], speeds["bare"])
     control_low, control, control_high = quartiles(speeds["again"], speeds["bare"])
     return {
-        "date": datetime.date.today().isoformat(),
-        "device": processor(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
+        **describe(),
         "lightning": version("lightning"),
-        "threads": torch.get_num_threads(),
         "model": case.options.model,
         "image_size": case.data.image_size,
         "batch_size": case.options.batch_size,

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from senet import Plan, plan
 
-__all__ = ["INPUT_SIZES", "OWN", "build_on_meta", "plan_of"]
+__all__ = ["INPUT_SIZES", "OWN", "build_on_meta", "plan_of", "staged"]
 
 INPUT_SIZES = {
     "torchvision/inception_v3": (3, 299, 299),
@@ -29,6 +29,8 @@ INPUT_SIZES = {
     "tutorial_cnn": (3, 32, 32),
     "unet_transposed": (3, 32, 32),
     "unet_interpolated": (3, 32, 32),
+    "repvgg_bare": (3, 16, 16),
+    "densenet_own": (3, 16, 16),
 }
 """(C, …) of those that do not take the usual image."""
 
@@ -46,9 +48,14 @@ def build_on_meta(name: str, **options: Any) -> nn.Module:
         return OWN[name]()
 
 
-def plan_of(name: str) -> Plan:
+def plan_of(name: str, **options: Any) -> Plan:
     """Where SE goes in one of them."""
-    return plan(build_on_meta(name), input_size=INPUT_SIZES.get(name))
+    return plan(build_on_meta(name), input_size=INPUT_SIZES.get(name), **options)
+
+
+def staged(pattern: str, depths: tuple[int, ...], first: int = 0) -> list[str]:
+    """``pattern`` for each stage s (counted from ``first``) and block b of a network."""
+    return [pattern.format(s=s, b=b) for s, n in enumerate(depths, first) for b in range(n)]
 
 
 class _OnMeta(TorchFunctionMode):
@@ -196,6 +203,58 @@ class _UNet(nn.Module):
         return self.head(x)
 
 
+class _RepVggBlock(nn.Module):
+    """3×3, 1×1 and, where the width stays, a norm, in parallel; no Identity after their sum."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        norm = nn.BatchNorm2d(outputs)
+        self.c3 = nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), norm)
+        norm = nn.BatchNorm2d(outputs)
+        self.c1 = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), norm)
+        self.idn = nn.BatchNorm2d(outputs) if inputs == outputs and stride == 1 else None
+        self.relu = nn.ReLU()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.c3(x) + self.c1(x)
+        if self.idn is not None:
+            y = y + self.idn(x)
+        return self.relu(y)
+
+
+def _repvgg_bare() -> nn.Module:
+    """Ding et al. 2021 as it is often written."""
+    blocks = [_RepVggBlock(*b) for b in ((3, 16, 1), (16, 16, 1), (16, 32, 2), (32, 32, 1))]
+    return nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 5))
+
+
+class _DenseLayer(nn.Module):
+    """A dense layer that returns its input and its new features; a 1×1 in front, or not."""
+
+    def __init__(self, inputs: int, growth: int, bottleneck: bool) -> None:
+        super().__init__()
+        middle = 4 * growth if bottleneck else inputs
+        first = [nn.BatchNorm2d(inputs), nn.ReLU(), nn.Conv2d(inputs, middle, 1, bias=False)]
+        self.bottleneck = nn.Sequential(*first) if bottleneck else nn.Identity()
+        self.norm, self.relu = nn.BatchNorm2d(middle), nn.ReLU()
+        self.conv = nn.Conv2d(middle, growth, 3, 1, 1, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        new = self.conv(self.relu(self.norm(self.bottleneck(x))))
+        return torch.cat([x, new], 1)
+
+
+def _densenet_own() -> nn.Module:
+    """Huang et al. 2017 layer by layer: two blocks of two layers, the second with bottlenecks."""
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, 1, 1),
+        nn.Sequential(_DenseLayer(16, 8, False), _DenseLayer(24, 8, False)),
+        nn.Sequential(nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 16, 1), nn.AvgPool2d(2)),
+        nn.Sequential(_DenseLayer(16, 8, True), _DenseLayer(24, 8, True)),
+        nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 5)),
+    )
+
+
 OWN: dict[str, Callable[[], nn.Module]] = {
     "resnet_1d": _resnet_1d,
     "tdnn": _Tdnn,
@@ -203,5 +262,7 @@ OWN: dict[str, Callable[[], nn.Module]] = {
     "tutorial_cnn": _TutorialCnn,
     "unet_transposed": lambda: _UNet(transposed=True),
     "unet_interpolated": lambda: _UNet(transposed=False),
+    "repvgg_bare": _repvgg_bare,
+    "densenet_own": _densenet_own,
 }
 """Networks that neither library has."""

@@ -13,7 +13,7 @@ from networks import randomise
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
-from senet import SqueezeExcite, attach
+from senet import Recalibrated, SqueezeExcite, attach
 
 __all__ = [
     "BLOCKS",
@@ -22,7 +22,7 @@ __all__ = [
     "attached",
     "images",
     "plain",
-    "run_and_count",
+    "run_and_note",
     "working_gates",
 ]
 
@@ -59,24 +59,33 @@ def images(seed: int = 0, count: int = 2) -> Tensor:
     return torch.randn(count, *SIZE, generator=torch.Generator().manual_seed(seed))
 
 
-def run_and_count(
-    model: nn.Module, x: Tensor, *, call: Callable[[Tensor], Any] | None = None
-) -> tuple[Any, list[int]]:
-    """What a forward returns (``call`` in place of the model's), and each block's calls in it."""
-    blocks = [module for module in model.modules() if isinstance(module, SqueezeExcite)]
-    calls = [0] * len(blocks)
+def run_and_note(
+    model: nn.Module, x: Any, *, call: Callable[[Any], Any] | None = None
+) -> tuple[Any, list[list[str]]]:
+    """What a forward returns (``call`` in place of the model's), and what each block ran as.
 
-    def counter(index: int) -> Callable[..., None]:
-        def hook(*_: Any) -> None:
-            calls[index] += 1
+    For each block a list with an entry a call: the implementation that its wrapper chose, or
+    "block" where it was called by itself. A hook on a wrapper leaves it that choice; one on the
+    block would have the two modules called one after the other.
+    """
+    wrappers = [module for module in model.modules() if isinstance(module, Recalibrated)]
+    wrapped = [wrapper.se for wrapper in wrappers]
+    alone = [m for m in model.modules() if isinstance(m, SqueezeExcite) and m not in wrapped]
+    noted: list[list[str]] = [[] for _ in (*wrappers, *alone)]
+
+    def note(ran: list[str]) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            fused = isinstance(module, Recalibrated)
+            ran.append(module.choice(inputs[0]).implementation if fused else "block")
 
         return hook
 
-    handles = [b.register_forward_hook(counter(i)) for i, b in enumerate(blocks)]
+    pairs = zip((*wrappers, *alone), noted, strict=True)
+    handles = [module.register_forward_pre_hook(note(ran)) for module, ran in pairs]
     output = (call or model)(x)
     for handle in handles:
         handle.remove()
-    return output, calls
+    return output, noted
 
 
 @torch.no_grad()
@@ -85,8 +94,8 @@ def working_gates(
 ) -> int:
     """How many blocks change the output when the bias of their gate is changed.
 
-    In a graph (an exported or traced model) no module of ours is called; there this counts the
-    blocks that run.
+    Nothing is hung on them, so that this counts the blocks in what really runs: also in a graph
+    (an exported or traced model), where no module of ours is called.
     """
     run = call or model
     before = run(x)

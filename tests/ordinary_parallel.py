@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from ordinary_networks import NETWORKS, attached, images, plain, run_and_count
+from ordinary_networks import NETWORKS, attached, images, plain, run_and_note
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
@@ -57,7 +57,7 @@ def _trained(
     reference: tuple[Tensor, dict[str, Tensor]],
     gradients: Callable[[], Mapping[str, Tensor]],
 ) -> dict[str, Any]:
-    output, calls = run_and_count(wrapped, x)
+    output, calls = run_and_note(wrapped, x)
     output.square().sum().backward()
     found = gradients()
     return {

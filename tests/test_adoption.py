@@ -13,7 +13,7 @@ import timm
 import torch
 import torchvision
 from networks import randomise, small_resnet
-from ordinary_networks import run_and_count
+from ordinary_networks import run_and_note
 from timm.layers import EffectiveSEModule, SEModule
 from timm.layers.squeeze_excite import SqueezeExciteCl
 from timm.models._efficientnet_blocks import SqueezeExcite as EfficientNetSE
@@ -108,8 +108,8 @@ def test_outputs_and_gradients_stay_the_same(case):
     assert sum(type(module) is case.kind for module in plain.modules()) == case.blocks
     adopted = adopt(copy.deepcopy(plain))
     assert not any(type(module) is case.kind for module in adopted.modules())
-    output, calls = run_and_count(adopted, _images())
-    assert calls == [1] * case.blocks
+    output, calls = run_and_note(adopted, _images())
+    assert calls == [["block"]] * case.blocks
     # In single precision a deep, untrained network multiplies what rounding differs by …
     torch.testing.assert_close(output, plain(_images()), rtol=1e-4, atol=1e-5)
     # … so that the two are told to be the same function in double precision.
@@ -173,8 +173,8 @@ def test_copies_are_whole_and_return_too(case, copied):
     plain = _plain(case)
     adopted = adopt(copy.deepcopy(plain))
     twin = copied(adopted)
-    output, calls = run_and_count(twin, _images())
-    assert calls == [1] * case.blocks
+    output, calls = run_and_note(twin, _images())
+    assert calls == [["block"]] * case.blocks
     assert torch.equal(output, adopted(_images()))
     assert len(verify(twin, _images())) == case.blocks
     with torch.no_grad():
@@ -290,10 +290,52 @@ def test_a_block_with_a_part_that_ours_has_not_is_left_with_a_warning():
     assert len(caught) == 1
     assert "\n" not in str(caught[0].message)
     assert [getattr(parent, name) for parent, name in places[:2]] == kept
-    output, calls = run_and_count(model, _images())
-    assert calls == [1, 1]
+    output, calls = run_and_note(model, _images())
+    assert calls == [["block"]] * 2
     torch.testing.assert_close(output, before(_images()), rtol=1e-4, atol=1e-5)
     assert len(verify(model, _images())) == 2
+
+
+def test_hooks_on_a_block_fire_there_and_back():
+    model, calls = nn.Sequential(SEModule(16), SEModule(16)), []
+    handle = model[0].register_forward_hook(lambda *call: calls.append(call[2].shape))
+    x = torch.randn(2, 16, 4, 4)
+    twin = copy.deepcopy(adopt(model))
+    later = model[1].register_forward_pre_hook(lambda *call: calls.append("later"))
+    model(x)
+    assert calls == [x.shape, "later"]
+    handle.remove()
+    model(x)
+    detach(model)(x)
+    assert calls == [x.shape, "later", "later", "later"]
+    later.remove()
+    model(x)
+    assert len(calls) == 4
+    twin(x)
+    detach(twin)(x)
+    assert calls[4:] == [x.shape] * 2
+
+
+@pytest.mark.parametrize("part", ["fc1", "gate"])
+def test_a_block_with_a_hook_on_a_part_is_left(part):
+    model, calls = nn.Sequential(SEModule(16), SEModule(16)), []
+    getattr(model[0], part).register_forward_hook(lambda *call: calls.append(part))
+    with pytest.warns(
+        UserWarning, match=rf"1 of 2 .*left as they are: 0 \(a hook is on its {part}"
+    ):
+        adopt(model)
+    model(torch.randn(2, 16, 4, 4))
+    assert calls == [part]
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_learned_activation_is_left(device):
+    model = nn.Sequential(SEModule(16, act_layer=nn.PReLU), SEModule(16)).to(device)
+    with pytest.warns(
+        UserWarning, match=r"left as they are: 0 \(its activation is PReLU, which learns\)"
+    ):
+        adopt(model)
+    assert isinstance(model[1], AdoptedSqueezeExcite)
 
 
 def test_other_activations_are_left():
@@ -345,8 +387,8 @@ def test_hugging_faces_regnet():
     )
     plain = randomise(transformers.RegNetForImageClassification(configuration)).eval()
     adopted, x = adopt(copy.deepcopy(plain)), _images()
-    output, calls = run_and_count(adopted, x)
-    assert calls == [1] * 4
+    output, calls = run_and_note(adopted, x)
+    assert calls == [["block"]] * 4
     torch.testing.assert_close(output.logits, plain(x).logits, rtol=1e-4, atol=1e-6)
     assert len(verify(adopted, x)) == 4
     adopted.load_state_dict(plain.state_dict(), strict=True)

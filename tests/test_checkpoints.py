@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
+import random
 import shutil
+import subprocess
+import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,7 +17,15 @@ import pytest
 import torch
 from generated import make_image_folder
 
-from senet.checkpoints import LAST, EpochRow, RunRecorder, WholeFiles, mismatch, read_record
+from senet.checkpoints import (
+    BEST,
+    LAST,
+    EpochRow,
+    RunRecorder,
+    WholeFiles,
+    mismatch,
+    read_record,
+)
 from senet.errors import UserError
 from senet.options import TrainOptions
 from senet.training import train
@@ -57,15 +69,20 @@ def run(half: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(half, tmp_path / "run"))
 
 
-def refusal(options: TrainOptions, run: Path) -> str:
+def failure(options: TrainOptions, run: Path) -> str:
+    """The line with which a run is not gone on with; its checkpoint stays as it is."""
     before = (run / LAST).read_bytes()
     with pytest.raises(UserError) as caught:
         train(options, run, resume=True, say=lambda line: None)
-    line = str(caught.value)
-    assert "\n" not in line
+    assert (run / LAST).read_bytes() == before
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def refusal(options: TrainOptions, run: Path) -> str:
+    line = failure(options, run)
     assert line.startswith(f"cannot go on from {run / LAST}: it")
     assert "restore it from a copy, or train again into another directory" in line
-    assert (run / LAST).read_bytes() == before
     return line
 
 
@@ -93,6 +110,7 @@ def drop(path: str) -> Callable[[dict[str, Any]], None]:
 
 RECORD = "callbacks/RunRecorder"
 GROUP = "optimizer_states/0/param_groups/0"
+MOMENT = "optimizer_states/0/state/0"
 LOOP = "loops/fit_loop/epoch_loop.automatic_optimization.optim_progress"
 DAMAGES: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "callbacks of a list": (put("callbacks", [1]), "not a checkpoint of senet"),
@@ -107,6 +125,36 @@ DAMAGES: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "no data": (put(f"{RECORD}/data", "digits"), "damaged"),
     "data without classes": (drop(f"{RECORD}/data/classes"), "damaged"),
     "data in words": (put(f"{RECORD}/data/train", "many"), "damaged"),
+    "an old version": (put("pytorch-lightning_version", "0.7.0"), "version' is 0.7.0, and senet"),
+    "options of a list": (put(f"{RECORD}/options", [1]), "damaged"),
+    "other options": (put(f"{RECORD}/options/epochs", 0), "damaged"),
+    "weights on meta": (
+        put("state_dict/model.classifier.weight", torch.empty(2, 64, device="meta")),
+        "its 'state_dict' is damaged",
+    ),
+    "sparse weights": (
+        put("state_dict/model.classifier.weight", torch.zeros(2, 64).to_sparse()),
+        "damaged",
+    ),
+    "weights of another type": (
+        put("state_dict/model.classifier.weight", torch.zeros(2, 64, dtype=torch.float16)),
+        "its 'state_dict/model.classifier.weight' is",
+    ),
+    "no momenta": (put("optimizer_states/0/state", {}), "its 'optimizer_states/0/state' is"),
+    "a word for momentum": (
+        put(f"{MOMENT}/momentum_buffer", "x"),
+        f"'{MOMENT}/momentum_buffer' is",
+    ),
+    "a number for momentum": (
+        put(f"{MOMENT}/momentum_buffer", torch.tensor(1.0)),
+        f"'{MOMENT}/momentum_buffer' is",
+    ),
+    "momentum on meta": (
+        put(f"{MOMENT}/momentum_buffer", torch.empty(16, 3, 3, 3, device="meta")),
+        f"'{MOMENT}/momentum_buffer' is",
+    ),
+    "no momentum": (put(MOMENT, {}), f"its '{MOMENT}' is"),
+    "a rate that is none": (put(f"{GROUP}/lr", float("nan")), f"its '{GROUP}/lr' is"),
     "no version": (put("pytorch-lightning_version", "new"), "version' is damaged"),
     "weights in words": (put("state_dict/model.head.weight", "w"), "its 'state_dict' is damaged"),
     "no loops": (put("loops", {}), "its 'loops/fit_loop' is missing or damaged"),
@@ -157,6 +205,11 @@ def test_the_checkpoint_of_another_network(
     for model in ("resnet20", "se_resnet56"):
         other = stopped(replace(options, model=model), tmp_path / model)
         shutil.copy(other / LAST, run / LAST)
+        line = failure(options, run)
+        assert f"model is se_resnet20 in {run / 'config.yaml'}, but {model} in" in line
+        checkpoint = torch.load(run / LAST, weights_only=True)
+        put(f"{RECORD}/options", None)(checkpoint)  # one that does not say
+        torch.save(checkpoint, run / LAST)
         line = refusal(options, run)
         assert "it does not fit se_resnet20: it " in line
         assert "more" in line
@@ -203,3 +256,54 @@ def test_record_of_a_checkpoint(half: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such checkpoint"):
         WholeFiles().load_checkpoint(tmp_path / LAST)
     assert RunRecorder.__qualname__ in RECORD
+
+
+def test_a_flipped_byte_is_seen(half: Path, tmp_path: Path) -> None:
+    """In the midst of a tensor, where the file is as readable as before."""
+    path, chance = tmp_path / "last.ckpt", random.Random(0)
+    data = (half / LAST).read_bytes()
+    with zipfile.ZipFile(half / LAST) as archive:
+        largest = sorted(archive.infolist(), key=lambda entry: entry.file_size)[-5:]
+    for entry in largest:
+        place = entry.header_offset + 200 + chance.randrange(entry.file_size - 200)
+        path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        with pytest.raises(UserError, match="it is cut short or damaged"):
+            read_record(path)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_momenta_of_every_optimizer(optimizer: Any, options: TrainOptions, tmp_path: Path) -> None:
+    """Those of AdamW, and none at all where momentum is 0, are taken up; half of Adam's are not."""
+    given = replace(options, optimizer=optimizer, momentum=0.0, nesterov=False)
+    run = stopped(given, tmp_path / "run")
+    sound = torch.load(run / LAST, weights_only=True)
+    for name in ("step", "exp_avg", "exp_avg_sq") if optimizer == "adamw" else ():
+        broken = copy.deepcopy(sound)
+        drop(f"optimizer_states/0/state/2/{name}")(broken)
+        torch.save(broken, run / LAST)
+        assert "its 'optimizer_states/0/state/2' is missing" in refusal(given, run)
+    torch.save(sound, run / LAST)
+    assert len(train(given, run, resume=True, say=lambda line: None).rows) == 2
+
+
+FULL = """
+import resource, sys
+from senet.cli import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_full_disk_gets_a_line(tmp_path: Path) -> None:
+    words = ["--data=digits", "--image_size=8", "--epochs=1", "--limit_batches=1", "--threads=1"]
+    ended = subprocess.run(
+        [sys.executable, "-c", FULL, "train", "--out", str(tmp_path / "run"), *words],
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 2
+    (line,) = ended.stderr.splitlines()
+    assert line == f"senet: error: cannot write '{tmp_path / 'run' / BEST}': File too large"
+    assert [path.name for path in (tmp_path / "run").rglob("*") if path.is_file()] == [
+        "config.yaml"
+    ]

@@ -249,7 +249,7 @@ def test_predict_in_lines(capfd: pytest.CaptureFixture[str], run: Path, pictures
         str(pictures / "dog.png"),
     ]
     assert all("%" in line for line in out.splitlines())
-    assert [name in line for name, line in zip(("bad", "text"), err.splitlines(), strict=True)]
+    assert all(name in line for name, line in zip(("bad", "text"), err.splitlines(), strict=True))
     assert told(capfd, "predict", run, pictures / "cat.png")[::2] == (0, "")
 
 
@@ -348,7 +348,14 @@ MISTAKES = {
     "train --out=OUT --accelerator=abacus": "abacus",
     "train --out=OUT --data=cifar10 --no_download --data_root=OUT": "cifar10",
     "train --out=BINARY": "is a file",
-    "train --out=BINARY/run --image_size=16": "cannot make the run directory",
+    "train --out=": "out is empty",
+    "train --out=OUT --data=": "data is empty",
+    "train --out=OUT --model=resnet20 --init=": "init is empty",
+    "evaluate RUN --data=": "data is empty",
+    "train --out=OUT --hidden=1000000000000": "hidden is 1000000000000, but must be at least 1",
+    "train --out=OUT --threads=10000000000": "threads is 10000000000, but must be",
+    "train --out=OUT --precision=16-mixed --accelerator=cpu": "on cpu; use bf16-mixed",
+    "train --out=BINARY/run --image_size=16": "cannot make '",
     "train --out=OUT --model=resnet20 --pretrained": "timm has some for timm/resnet18, timm/",
     "train --out=OUT --model=resnet50 --pretrained": "try 'timm/resnet50'",
     "train --out=OUT digits": "unexpected argument 'digits'; senet train takes options only",
@@ -398,6 +405,39 @@ def test_a_mistake_gets_one_line(
         command = command.replace(word, str(path))
     assert words in complaint(capfd, *command.split())
     assert not (tmp_path / "out").exists()
+
+
+def only_weights(run: Path, elsewhere: Path) -> Path:
+    elsewhere.mkdir()
+    for name in (CARD, WEIGHTS):
+        (elsewhere / name).write_bytes((run / name).read_bytes())
+    return elsewhere
+
+
+def test_what_was_held_out_stays_so_without_the_configuration(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """The share that was held out is in the card; half a configuration is none."""
+    folder = make_image_folder(tmp_path / "set", CLASSES, per_class=10, size=(16, 16)) / "train"
+    options = ["--image_size=16", "--epochs=1", "--limit_batches=1", "--threads=1"]
+    run, words = tmp_path / "run", ["--data", folder, "--val_fraction=0.5", *options]
+    assert told(capfd, "train", "--out", run, *words)[0] == 0
+    whole = document(capfd, "evaluate", run)
+    assert whole["images"] == 15
+    alone = document(capfd, "evaluate", only_weights(run, tmp_path / "alone"))
+    for result in (whole, alone):
+        del result["images_per_second"]
+    assert alone == whole
+    config = run / "config.yaml"
+    text = config.read_text()
+    for part in (
+        "",
+        text[: len(text) // 2],
+        text.replace("warmup_factor: 0.1", "warmup_factor: null"),
+    ):
+        config.write_text(part)
+        line = complaint(capfd, "evaluate", run)
+        assert str(config) in line
 
 
 def test_known_names_are_those_of_senet_and_all_of_them(

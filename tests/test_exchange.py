@@ -106,6 +106,35 @@ def test_logits_that_are_no_numbers_are_not_kept(tmp_path: Path) -> None:
     assert ship(broken, card(), tmp_path / "nan.onnx", images=images()).files == ()
 
 
+def test_small_logits_are_compared_in_their_own_units(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = network()
+    with torch.no_grad():
+        for parameter in small[2][2].parameters():  # type: ignore[index]
+            parameter.mul_(1e-6)
+    unchanged = exchange_onnx.in_blocks
+
+    def wrong(model: nn.Module) -> nn.Module:
+        return nn.Sequential(unchanged(model), nn.Threshold(0.0, 0.0))
+
+    monkeypatch.setattr(exchange_onnx, "in_blocks", wrong)
+    shipment = ship(small, card(), tmp_path / "small.onnx", images=images())
+    assert shipment.files == ()
+    assert shipment.largest < 1e-4 < shipment.difference
+
+
+def test_paddings_with_infinity_are_read(tmp_path: Path) -> None:
+    class Padded(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            padded = nn.functional.pad(x, (0, 1, 0, 1), value=float("-inf"))
+            return nn.functional.max_pool2d(padded, 2).mean((2, 3)).repeat(1, 2)[:, :5]
+
+    out = tmp_path / "padded.pt2"
+    shipment = ship(Padded(), card(), out, images=images(), format="torch", as_trained=True)
+    assert shipment.files == (out,)
+
+
 def test_the_twin_is_timed_beside(tmp_path: Path) -> None:
     plain = small_resnet(classes=len(CLASSES)).eval()
     out = tmp_path / "timed.xml"

@@ -113,7 +113,7 @@ def test_a_difference_above_the_tolerance(
     status, words, err = told(capfd, "export", run, "--out", out, "--tolerance=1e-12")
     assert (status, words) == (1, "")
     assert f"{out} was not written: largest difference " in err
-    assert "tolerance 1e-12" in err
+    assert "(tolerance 1e-12), on 8 held-out" in err
     assert not list(tmp_path.iterdir())
 
 

@@ -52,6 +52,19 @@ def test_channels_are_followed_through_permutations():
     ]
 
 
+def test_the_first_argument_of_a_call_is_a_tensor_itself_or_none():
+    class Calling(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.plain, self.named, self.listed = nn.ReLU(), nn.ReLU(), nn.Identity()
+
+        def forward(self, x):
+            return self.plain(x) + self.named(input=x) + self.listed([x])[0]
+
+    first = {call.path: call.first for call in _trace(Calling(), 3, 2, 2).calls}
+    assert first == {"plain": 0, "named": None, "listed": None, "": 0}
+
+
 class _Scripted(nn.Module):
     def __init__(self):
         super().__init__()

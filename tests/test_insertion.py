@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import pickle
 
 import pytest
 import timm
@@ -24,6 +25,7 @@ from senet import (
     verify,
 )
 from senet.models import build_plain
+from senet.norm import recalibrated_modules
 
 SIZE = (3, 16, 16)
 
@@ -258,6 +260,62 @@ def test_a_module_with_two_names_is_wrapped_under_both():
     assert model[1][0].alias is model[1][0].bn2
 
 
+class _Reads(nn.Module):
+    """Whose forward, as many do, looks at its modules."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
+        self.alone = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x):
+        x = x + self.bn(self.conv(x)) * self.bn.running_var.mean()
+        return x + self.alone(x)[:, : self.alone.out_channels] / self.alone.stride[0]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        copy.deepcopy,
+        lambda m: pickle.loads(pickle.dumps(m)),
+        torch.fx.symbolic_trace,
+        lambda m: torch.compile(m, fullgraph=True, backend="aot_eager"),
+        lambda m: torch.jit.trace(m, torch.ones(1, *SIZE)),
+        lambda m: torch.export.export(m, (torch.ones(2, *SIZE),)).module(),
+    ],
+    ids=["deepcopy", "pickle", "fx", "compile", "jit", "export"],
+)
+@pytest.mark.filterwarnings("ignore:.torch.jit.trace.* is deprecated")
+def test_attributes_of_the_wrapped_module_are_the_wrappers(changed):
+    model, x = attach(_Reads(), input_size=SIZE).eval(), torch.randn(2, *SIZE)
+    assert [path for path, _ in recalibrated_modules(model)] == ["bn", "alone"]
+    assert model.bn.running_mean is model.bn.norm.running_mean
+    assert len(verify(model, x)) == 2
+    torch.testing.assert_close(changed(model)(x), model(x))
+    torch.compiler.reset()
+
+
+def test_methods_and_private_attributes_of_the_wrapped_module_are_its_own():
+    """timm's `reparameterize_model` replaces whatever has a `fuse` by what that returns."""
+
+    class Fusible(nn.Conv2d):
+        _kept = 1
+
+        def fuse(self):
+            return nn.Conv2d(3, 3, 1)
+
+    model = recalibrate(Fusible(3, 3, 1), 3)
+    assert not hasattr(model, "fuse")
+    assert not hasattr(model, "_kept")
+    with pytest.raises(AttributeError, match=r"fuse\(\) of the wrapped Fusible would leave the SE"):
+        model.fuse()
+    with pytest.raises(AttributeError, match="'Fusible' object has no attribute 'sorts'"):
+        _ = model.sorts
+    holder = timm.utils.reparameterize_model(nn.Sequential(model))
+    assert isinstance(holder[0], Recalibrated)
+    assert type(holder[0].norm) is nn.Conv2d
+
+
 def test_zero_initialisers_reach_the_norm():
     model = attach(small_resnet(), input_size=SIZE)
     for module in model[1]:
@@ -345,6 +403,14 @@ def _traced(model):
             lambda m: attach(m, _resized("0.0", 16, m, placement="pre")),
             "the plan has 16 channels at '0.0', this model 3",
         ),
+        (lambda m: attach(m, "post"), r"plan='post' is not what senet\.plan makes; .*placement="),
+        (lambda m: attach(m, [1]), r"plan=\[1\] is not what senet\.plan makes"),
+        (lambda m: attach(m, input_size=SIZE, reduction="16"), "reduction='16' is not a number"),
+        (lambda m: attach(m, input_size=SIZE, reduction={0: "x"}), "reduction='x' is not a number"),
+        (lambda m: attach(m, input_size=SIZE, hidden=2.5), "hidden=2.5 is no width"),
+        (lambda m: attach(m, input_size=SIZE, placement=None), "unknown placement None; known:"),
+        (lambda m: attach(m, input_size=224), r"input_size=224 is not \(C, H, W\)"),
+        (lambda m: attach(m, example_inputs=5), "example_inputs=5 is no tensor, tuple of pos"),
         (lambda m: attach(m, input_size=SIZE, sites=[]), r"sites=\[\] selects nothing"),
         (lambda m: attach(m, input_size=SIZE, sites=2.5), "sites=2.5 is no path pattern, stage"),
         (lambda m: attach(m, input_size=SIZE, sites="9.*"), "the pattern '9.\\*' matches no site"),

@@ -117,6 +117,42 @@ def test_what_is_hung_on_a_module_is_called(where: str, kind: str) -> None:
     assert model.choice(x).implementation == "aten"
 
 
+@pytest.mark.parametrize(
+    "kind", ["forward_pre_hook", "forward_hook", "full_backward_pre_hook", "full_backward_hook"]
+)
+def test_hooks_on_all_modules_see_the_two(kind: str) -> None:
+    model = wrapper("2d")
+    x = torch.randn(2, C, 4, 5, dtype=torch.float64, requires_grad=True)
+    called: list[nn.Module] = []
+    register = getattr(torch.nn.modules.module, f"register_module_{kind}")
+    handle = register(lambda module, *_: called.append(module))
+    try:
+        assert "a hook waits" in model.choice(x).reason
+        model(x).sum().backward()
+    finally:
+        handle.remove()
+    assert {model.norm, model.se, model.se.fc1, model.se.fc2} <= set(called)
+    assert model.choice(x).implementation == "aten"
+
+
+def test_second_derivatives_are_those_of_the_reference() -> None:
+    model, x = wrapper("2d"), torch.randn(3, C, 4, 5, dtype=torch.float64, requires_grad=True)
+
+    def penalty(y: Tensor) -> list[Tensor]:
+        (gradient,) = torch.autograd.grad(y.pow(3).sum(), x, create_graph=True)
+        return list(torch.autograd.grad(gradient.square().sum(), [x, *model.parameters()]))
+
+    with pytest.raises(RuntimeError, match=r"no second derivative .*implementation = 'reference'"):
+        penalty(model(x))
+    model.implementation = "reference"
+    norm, se = model.norm, model.se
+    u = nn.functional.batch_norm(x, None, None, norm.weight, norm.bias, True, eps=norm.eps)
+    h = nn.functional.linear(u.mean((2, 3)), se.fc1.weight, se.fc1.bias).relu()
+    s = nn.functional.linear(h, se.fc2.weight, se.fc2.bias).sigmoid()
+    for ours, truth in zip(penalty(model(x)), penalty(u * s[:, :, None, None]), strict=True):
+        torch.testing.assert_close(ours, truth)
+
+
 def test_a_replaced_layer_and_another_kind_of_block_are_called() -> None:
     class LowRank(nn.Linear):
         def forward(self, input: Tensor) -> Tensor:

@@ -10,6 +10,8 @@ import torch
 
 import senet
 from senet.cli import main
+from senet.commands.parsing import parse
+from senet.commands.train import parser
 from senet.errors import UserError
 from senet.insertion import attached_plan
 from senet.models import create_model
@@ -117,6 +119,21 @@ def test_a_plain_network_has_no_learning_rate_of_se() -> None:
         ({"gate": "sigmoit"}, "unknown gate 'sigmoit'; nearest: 'sigmoid'"),
         ({"gate": "tanh", "warm_start": True}, "a warm start needs a gate"),
         ({"hidden": 0}, "hidden is 0, but must be at least 1"),
+        ({"hidden": 10**12}, "hidden is 1000000000000, but must be at least 1 and at most 65,536"),
+        ({"divisor": 10**12}, "divisor is 1000000000000, but must be"),
+        ({"reduction": 1e-300}, "reduction is 1.0e-300, but must be above 0"),
+        ({"image_size": 10**6}, "image_size is 1000000, but must be"),
+        ({"threads": 10**10}, "threads is 10000000000, but must be"),
+        ({"batch_size": 10**25}, "batch_size is 1"),
+        ({"seed": 10**30}, "seed is 1"),
+        ({"devices": 10**20}, "devices is 1"),
+        ({"lr": 1e300}, "lr is 1.0e+300, but must be above 0, at most"),
+        ({"lr": float("nan")}, "lr is .nan, but must be above 0"),
+        ({"data": ""}, "data is '', but must be a name or a folder"),
+        ({"init": " "}, "init is ' ', but must be a name or a folder"),
+        ({"data_root": ""}, "data_root is '', but must be"),
+        ({"warmup_factor": None}, "warmup_factor is null, but must have a value"),
+        ({"epochs": None}, "epochs is null, but must have a value"),
         ({"divisor": 0}, "divisor is 0, but must be at least 1"),
         ({"val_fraction": 0.0}, "val_fraction is 0.0, but must be above 0, to have images"),
     ],
@@ -166,3 +183,54 @@ def test_values_are_shown_as_they_are_written(
     assert main(["train", "--resume", "--out", str(run), "--limit_batches=null"]) == 2
     (line,) = capfd.readouterr().err.splitlines()
     assert f"limit_batches is null but the run in {run} has 1; leave it out to resume" in line
+
+
+@pytest.mark.parametrize(
+    "text", ["1e3", "on", "12:30", "./null", "0x1F", "a: b", "'", "2026-01-01"]
+)
+def test_texts_that_look_like_something_else_survive(tmp_path: Path, text: str) -> None:
+    """By `read_options` and by --config, whose readers of YAML are not the same."""
+    config = tmp_path / "options.yaml"
+    options = TrainOptions(data=text, init=text, sites=text, reduction={text: 4.0})
+    config.write_text(options_yaml(options))
+    assert read_options(config) == options
+    given = parse(parser(), ["--out=run", f"--config={config}"])
+    for name in ("data", "init", "sites", "reduction"):
+        assert given[name] == getattr(options, name)
+
+
+@pytest.mark.parametrize("text", ["null", "~", "Null", "NULL"])
+def test_the_text_null_is_null_everywhere(tmp_path: Path, text: str) -> None:
+    options = TrainOptions(init=text, sites=text)
+    assert options == TrainOptions()
+    (tmp_path / "options.yaml").write_text(f"init: '{text}'\nsites: {text}\n")
+    assert read_options(tmp_path / "options.yaml") == options
+    assert parse(parser(), ["--out=run", f"--init={text}"]).init is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "warmup_factor: null",
+        "epochs: null",
+        "seed: " + "9" * 5000,
+        "seed: " + "[" * 3000,
+        "reduction: " + "{a: " * 3000,
+        "- 1",
+        "epochs",
+    ],
+    ids=lambda text: text[:20],
+)
+def test_files_that_are_no_options_get_a_line(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], text: str
+) -> None:
+    config = tmp_path / "options.yaml"
+    config.write_text(text)
+    with pytest.raises(UserError) as caught:
+        read_options(config)
+    assert str(config) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert main(["train", "--out", str(tmp_path / "run"), "--config", str(config)]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("senet: error: ")
+    assert not (tmp_path / "run").exists()

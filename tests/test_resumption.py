@@ -281,6 +281,65 @@ def test_the_best_checkpoint_of_another_network(folder: Path, tmp_path: Path) ->
     assert "does not fit se_resnet20: it lacks" in refusal(options, run)
 
 
+@pytest.mark.parametrize("name", [WEIGHTS, CARD])
+@pytest.mark.parametrize("damage", ["garbage", "flipped", "another's"])
+def test_damaged_exports_of_a_finished_run_are_made_anew(
+    folder: Path, tmp_path: Path, name: str, damage: str
+) -> None:
+    run, options = tmp_path / "run", options_for(folder)
+    train(options, run, say=lambda line: None)
+    sound = (run / name).read_bytes()
+    if damage == "garbage":
+        (run / name).write_bytes(b"garbage")
+    elif damage == "flipped":
+        (run / name).write_bytes(sound[:-30] + bytes([sound[-30] ^ 128]) + sound[-29:])
+    else:
+        train(options.without_se(), tmp_path / "plain", say=lambda line: None)
+        shutil.copy(tmp_path / "plain" / name, run / name)
+    lines: list[str] = []
+    assert not train(options, run, resume=True, say=lines.append).trained
+    assert "was damaged, written anew from the best checkpoint" in lines[0]
+    assert (run / name).read_bytes() == sound
+
+
+# ── the options ─────────────────────────────────────────────────────────────────────────────
+
+
+def test_an_edited_configuration_is_refused(
+    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run, options = tmp_path / "run", options_for(folder, twin=True)
+    stop_after_an_epoch(options, run)
+    text = (run / CONFIG).read_text()
+    assert "\nlr: 0.01\n" in text
+    for changed, words in {
+        text.replace("lr: 0.01", "lr: 0.02"): f"lr is 0.02 in {run / CONFIG}, but 0.01 in {LAST}",
+        text.replace("lr: 0.01\n", ""): "cut short or edited, lr is missing",
+        text[: text.index("momentum")]: "momentum, nesterov, weight_decay, … are missing",
+        "": "model, data, data_root, … are missing",
+    }.items():
+        (run / CONFIG).write_text(changed)
+        before = files_of(run)
+        assert main(["train", "--resume", "--out", str(run)]) == 2
+        (line,) = capfd.readouterr().err.splitlines()
+        assert words in line
+        assert files_of(run) == before
+    (run / CONFIG).write_text(text.replace("workers: 0", "workers: 1"))
+    assert main(["train", "--resume", "--out", str(run)]) == 0
+
+
+def test_what_was_left_half_written_is_cleared_away(folder: Path, tmp_path: Path) -> None:
+    """Also where that member of a pair has nothing left to train."""
+    run, options = tmp_path / "run", options_for(folder, twin=True)
+    train(options, run, say=lambda line: None)
+    members = (run, run / "twin")
+    leftovers = [m / part / ".senet-1-ab.tmp" for m in members for part in (".", "checkpoints")]
+    for path in leftovers:
+        path.write_bytes(b"half")
+    assert not train(options, run, resume=True, say=lambda line: None).trained
+    assert not [path for path in leftovers if path.exists()]
+
+
 # ── double precision ────────────────────────────────────────────────────────────────────────
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import random
 import stat
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -441,3 +443,63 @@ def test_a_card_of_another_network(run: Path) -> None:
     assert "'plan'" in with_card(plan={"version": 1})
     assert "'plan'" in with_card(plan={"version": 99})
     assert "does not fit" in with_card(num_classes=2, classes=("a", "b"))
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.int8, torch.bool, torch.complex64, torch.float8_e4m3fn, torch.int64]
+)
+def test_weights_of_another_kind(run: Path, dtype: torch.dtype) -> None:
+    name = max(name for name, tensor in load_file(run / WEIGHTS).items() if tensor.dim() == 2)
+    change_weights(run, lambda weights: weights.update({name: weights[name].to(dtype)}))
+    assert f"has numbers of another kind for {name!r}" in refusal(lambda: load(run))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_weights_of_another_precision(run: Path, dtype: torch.dtype) -> None:
+    name = max(name for name, tensor in load_file(run / WEIGHTS).items() if tensor.dim() == 2)
+    change_weights(run, lambda weights: weights.update({name: weights[name].to(dtype)}))
+    assert load(run).state_dict()[name].dtype == torch.float32
+
+
+def test_a_flipped_bit_in_the_weights_is_seen(run: Path) -> None:
+    data, chance = (run / WEIGHTS).read_bytes(), random.Random(0)
+    header = int.from_bytes(data[:8], "little") + 8
+    for place in [chance.randrange(8, header) for _ in range(20)] + [header, len(data) - 1]:
+        if data[place : place + 1].isspace():  # of the padding, which means nothing
+            continue
+        (run / WEIGHTS).write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        assert str(run / WEIGHTS) in refusal(lambda: load(run)), data[place - 9 : place + 9]
+
+
+def test_weights_are_written_to_the_same_bytes(run: Path, tmp_path: Path) -> None:
+    for name in ("once", "again"):
+        save_model(tmp_path / name, load(run), read_card(run))
+    assert (tmp_path / "once" / WEIGHTS).read_bytes() == (tmp_path / "again" / WEIGHTS).read_bytes()
+    with safe_open(tmp_path / "once" / WEIGHTS, framework="pt") as file:
+        assert file.metadata()["format"] == "pt"
+
+
+@pytest.mark.parametrize("value", [True, 1e308, [], {}, None, "", 1.5, 10**30, -1, float("nan")])
+@pytest.mark.parametrize(
+    "key", ["path", "hidden", "channels", "channels_last", "positions", "block", "before", "kind"]
+)
+def test_a_damaged_plan_gets_a_line(run: Path, key: str, value: object) -> None:
+    """Or makes the network that it was, where the value is a possible one that counts nowhere."""
+    document = json.loads((run / CARD).read_text())
+    document["plan"]["sites"][0][key] = value
+    (run / CARD).write_text(json.dumps(document))
+    if (key, value) in (("kind", ""), ("positions", []), ("before", True)):
+        load(run)(torch.zeros(1, 3, 16, 16))
+    else:
+        assert "'plan' does not fit" in refusal(lambda: load(run))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("hidden", 1.5), ("hidden", 10**30), ("bias", 1), ("reduction", []), ("gate", 3)],
+)
+def test_a_damaged_block_gets_a_line(run: Path, key: str, value: object) -> None:
+    document = json.loads((run / CARD).read_text())
+    document["plan"]["sites"][0]["block"][key] = value
+    (run / CARD).write_text(json.dumps(document))
+    assert "'plan' does not fit" in refusal(lambda: load(run))

@@ -1,7 +1,8 @@
 """The sites of known architectures, worked out by hand from their papers and module structure.
 
 Nothing below was copied from a plan: each expectation is written from what the network's paper
-calls its transformation, and from where its implementation ends it.
+calls its transformation, and from where its implementation ends it. Networks that concatenate
+are in test_concatenated_sites.py.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import pytest
 import timm
 import torch
-from architectures import INPUT_SIZES, OWN, build_on_meta, plan_of
+from architectures import INPUT_SIZES, OWN, build_on_meta, plan_of, staged
 from networks import randomise
 
 from senet import adopt, attach, plan, verify
@@ -19,27 +20,22 @@ from senet.insertion import attached_plan
 RESNET_50 = (3, 4, 6, 3)
 
 
-def _staged(pattern: str, depths: tuple[int, ...], first: int = 0) -> list[str]:
-    """``pattern`` for each stage s (counted from ``first``) and block b of a network."""
-    return [pattern.format(s=s, b=b) for s, n in enumerate(depths, first) for b in range(n)]
-
-
 RESIDUAL = {
     # He et al. 2016: a block is two 3×3 convolutions, then the sum; 2 blocks in each of 4 stages.
-    "torchvision/resnet18": _staged("layer{s}.{b}.bn2", (2, 2, 2, 2), 1),
+    "torchvision/resnet18": staged("layer{s}.{b}.bn2", (2, 2, 2, 2), 1),
     # Bottlenecks: the transformation ends in the norm of the last 1×1.
-    "timm/resnet50": _staged("layer{s}.{b}.bn3", RESNET_50, 1),
+    "timm/resnet50": staged("layer{s}.{b}.bn3", RESNET_50, 1),
     # Xie et al. 2017: 32 paths are one grouped convolution inside the bottleneck.
-    "torchvision/resnext50_32x4d": _staged("layer{s}.{b}.bn3", RESNET_50, 1),
+    "torchvision/resnext50_32x4d": staged("layer{s}.{b}.bn3", RESNET_50, 1),
     # He et al. 2016b: norms come first, the branch ends in a bare convolution; the projections
     # of the first blocks start after the first norm, the identities of the others before it.
-    "timm/resnetv2_50": _staged("stages.{s}.blocks.{b}.conv3", RESNET_50),
+    "timm/resnetv2_50": staged("stages.{s}.blocks.{b}.conv3", RESNET_50),
     # Brock et al. 2021: no norms, the branch is scaled by α after its last convolution, which is
     # where the authors' nf_seresnet50 has its SE block.
-    "timm/nf_resnet50": _staged("stages.{s}.{b}.conv3", RESNET_50),
+    "timm/nf_resnet50": staged("stages.{s}.{b}.conv3", RESNET_50),
     # Gao et al. 2019: the sums between the scales inside a block add slices of one tensor, they
     # are no shortcuts; the paper puts SE before the block's own sum.
-    "timm/res2net50_26w_4s": _staged("layer{s}.{b}.bn3", RESNET_50, 1),
+    "timm/res2net50_26w_4s": staged("layer{s}.{b}.bn3", RESNET_50, 1),
     # Radosavovic et al. 2020: X blocks, numbered from 1, depths (1, 1, 4, 7) for 200 MF.
     "timm/regnetx_002": [
         f"s{stage}.b{block}.conv3.bn"
@@ -72,7 +68,7 @@ RESIDUAL = {
     ],
     # Liu et al. 2022: the branch ends in the second linear layer, channels last; its permutation,
     # layer-scale and drop-path come after.
-    "timm/convnext_atto": _staged("stages.{s}.blocks.{b}.mlp.fc2", (2, 2, 6, 2)),
+    "timm/convnext_atto": staged("stages.{s}.blocks.{b}.mlp.fc2", (2, 2, 6, 2)),
     # Trockman & Kolter 2022: only the depthwise half of a block has a sum.
     "timm/convmixer_768_32": [f"blocks.{i}.0.fn.2" for i in range(32)],
     # Chollet 2017: a branch that is strided ends in its max-pooling, and that goes into the sum;
@@ -87,7 +83,7 @@ RESIDUAL = {
     ],
     # Redmon & Farhadi 2018: 1, 2, 8, 8, 4 residual blocks of a 1×1 and a 3×3, each convolution
     # with its norm and activation; the strided convolutions between them have no sum.
-    "timm/darknet53": _staged("stages.{s}.blocks.{b}.conv2.bn", (1, 2, 8, 8, 4)),
+    "timm/darknet53": staged("stages.{s}.blocks.{b}.conv2.bn", (1, 2, 8, 8, 4)),
     # Yu et al. 2018: trees of depth 1, 2, 2, 1 with two basic blocks at each pair of leaves; the
     # roots concatenate and project what blocks made, and are no transformation of their own.
     "timm/dla34": [
@@ -122,11 +118,11 @@ RESIDUAL = {
     # convolutions, which ends in the second; tokens become a map before and tokens again after.
     "timm/xcit_nano_12_p8_224": [f"blocks.{i}.local_mp.conv2" for i in range(12)],
     # A 1-D ResNet, the shortcut as the sum's first term.
-    "resnet_1d": _staged("{s}.{b}.norm2", (2, 2), 1),
+    "resnet_1d": staged("{s}.{b}.norm2", (2, 2), 1),
     # Tran et al. 2018: in 3-D, and in (2+1)-D with the norm after the second factor.
-    "torchvision/r3d_18": _staged("layer{s}.{b}.conv2.1", (2, 2, 2, 2), 1),
-    "torchvision/r2plus1d_18": _staged("layer{s}.{b}.conv2.1", (2, 2, 2, 2), 1),
-    "torchvision/mc3_18": _staged("layer{s}.{b}.conv2.1", (2, 2, 2, 2), 1),
+    "torchvision/r3d_18": staged("layer{s}.{b}.conv2.1", (2, 2, 2, 2), 1),
+    "torchvision/r2plus1d_18": staged("layer{s}.{b}.conv2.1", (2, 2, 2, 2), 1),
+    "torchvision/mc3_18": staged("layer{s}.{b}.conv2.1", (2, 2, 2, 2), 1),
 }
 
 
@@ -138,99 +134,6 @@ def test_residual_branches_before_the_sum(name):
     assert not any(site.before for site in found)
 
 
-DENSENET_121 = [
-    f"features.denseblock{block}.denselayer{layer}.conv2"
-    for block, layers in enumerate((6, 12, 24, 16), 1)
-    for layer in range(1, layers + 1)
-]
-
-CONCATENATIONS = {
-    # Szegedy et al. 2015: nine modules, gated as a whole; the two poolings between are outside.
-    "torchvision/googlenet": [
-        f"inception{module}" for module in ("3a", "3b", *(f"4{m}" for m in "abcde"), "5a", "5b")
-    ],
-    # Szegedy et al. 2016: three A, four C, two E modules with the grid reductions 6a and 7a, which
-    # are modules too (the authors' SE-BN-Inception gates its strided 3c and 4e); the auxiliary
-    # head does not run in evaluation.
-    "torchvision/inception_v3": [
-        f"Mixed_{stage}{module}"
-        for stage, modules in ((5, "bcd"), (6, "abcde"), (7, "abc"))
-        for module in modules
-    ],
-    # Szegedy et al. 2017: in the residual modules the transformation ends in the 1×1 convolution,
-    # before it is scaled by 0.17, 0.1, 0.2 (10, 20, 9 and a last one); the first module and the
-    # two reductions are plain Inception.
-    "timm/inception_resnet_v2": [
-        "mixed_5b",
-        *(f"repeat.{i}.conv2d" for i in range(10)),
-        "mixed_6a",
-        *(f"repeat_1.{i}.conv2d" for i in range(20)),
-        "mixed_7a",
-        *(f"repeat_2.{i}.conv2d" for i in range(9)),
-        "block8.conv2d",
-    ],
-    # Iandola et al. 2016: a Fire module expands in two parallel ways and concatenates them.
-    "torchvision/squeezenet1_1": [f"features.{i}" for i in (3, 4, 6, 7, 9, 10, 11, 12)],
-    # Xie et al. 2018: GoogLeNet in 3-D; features 7 and 13 are the poolings between its modules.
-    "torchvision/s3d": [f"features.{i}" for i in (5, 6, 8, 9, 10, 11, 12, 14, 15)],
-    # Huang et al. 2017: layers of a 1×1 and a 3×3 convolution; the new features leave the 3×3.
-    # Transitions are one convolution and a pooling, no transformation.
-    "torchvision/densenet121": DENSENET_121,
-    "timm/densenet121": DENSENET_121,
-    # Zhang et al. 2018, and the SE paper with it: on the branch, also where the other way is
-    # pooled and concatenated.
-    "shufflenet_v1": [f"{unit}.bn3" for unit in range(8)],
-    # Ma et al. 2018: half of the channels pass by, the branch of the other half is gated at its
-    # end. In the strided first unit of a stage both branches are convolved and none is the
-    # input, so that it is an Inception module of two branches: gated as a whole.
-    "torchvision/shufflenet_v2_x1_0": [
-        f"stage{stage}.{unit}" + (".branch2.7" if unit else "")
-        for stage, units in ((2, 4), (3, 8), (4, 4))
-        for unit in range(units)
-    ],
-    # Lee et al. 2019: one-shot aggregation, five convolutions concatenated once and projected;
-    # in the authors' own SE variant (CenterMask) the gate is after that projection.
-    "timm/vovnet39a": _staged("stages.{s}.blocks.{b}.conv_concat.bn", (1, 1, 2, 2)),
-    # The same aggregation with two projections; version 1 of its authors gates after them. The
-    # blocks after a stage's first add their input. The stem's pooling beside two convolutions,
-    # with a third after them, is a stem.
-    "timm/hgnetv2_b4": _staged("stages.{s}.blocks.{b}.aggregation.1.act", (1, 1, 3, 1)),
-}
-
-
-@pytest.mark.parametrize("name", CONCATENATIONS)
-def test_concatenated_features(name):
-    assert [site.path for site in plan_of(name)] == CONCATENATIONS[name]
-
-
-@pytest.mark.parametrize(
-    ("name", "kinds"),
-    [
-        ("torchvision/googlenet", {"inception"}),
-        ("timm/inception_resnet_v2", {"inception", "residual"}),
-        ("torchvision/densenet121", {"dense"}),
-        ("shufflenet_v1", {"residual"}),
-        ("torchvision/shufflenet_v2_x1_0", {"inception", "residual"}),
-    ],
-)
-def test_kinds_of_concatenated_features(name, kinds):
-    assert {site.kind for site in plan_of(name)} == kinds
-
-
-@pytest.mark.parametrize(
-    ("name", "channels"),
-    [
-        ("torchvision/inception_v3", {"Mixed_5b": 256, "Mixed_6a": 768, "Mixed_7c": 2048}),
-        ("torchvision/shufflenet_v2_x1_0", {"stage2.0": 116, "stage2.1.branch2.7": 58}),
-        ("torchvision/densenet121", dict.fromkeys(DENSENET_121, 32)),  # the growth rate
-        ("shufflenet_v1", {"0.bn3": 216, "1.bn3": 240, "4.bn3": 240, "5.bn3": 480}),
-    ],
-)
-def test_channels_are_those_of_the_gated_tensor(name, channels):
-    found = {site.path: site.channels for site in plan_of(name)}
-    assert {path: found.get(path) for path in channels} == channels
-
-
 def test_repvgg_is_gated_after_the_sum_of_its_branches():
     """Where RepVGG-D2se of the same authors has its blocks, the stem's among them.
 
@@ -239,11 +142,19 @@ def test_repvgg_is_gated_after_the_sum_of_its_branches():
     found = plan_of("timm/repvgg_a0")
     assert [site.path for site in found] == [
         "stem.attn",
-        *_staged("stages.{s}.{b}.attn", (2, 4, 14, 1)),
+        *staged("stages.{s}.{b}.attn", (2, 4, 14, 1)),
     ]
     assert {site.kind for site in found} == {"parallel"}
     theirs = build_on_meta("timm/repvgg_d2se")
     assert type(theirs.stem.attn).__name__ == type(theirs.stages[0][1].attn).__name__ == "SEModule"
+
+
+def test_repvgg_without_a_module_for_its_sum_is_gated_by_what_takes_it():
+    """The ReLU after the sum, whose input it is: the stem, two equal blocks and a strided one."""
+    found = plan_of("repvgg_bare")
+    assert [(site.path, site.before) for site in found] == [(f"{i}.relu", True) for i in range(4)]
+    assert {site.kind for site in found} == {"parallel"}
+    assert [site.channels for site in found] == [16, 16, 32, 32]
 
 
 def test_mobileone_is_gated_after_the_sums_of_its_branches():
@@ -312,7 +223,7 @@ CHAINS = {
     "torchvision/alexnet": [f"features.{i}" for i in (1, 4, 7, 9, 11)],
     # Howard et al. 2017: after each of 13 depthwise + pointwise pairs (the paper's 4.7M), whose
     # last module is a norm that ends in its activation; the stem is no pair.
-    "timm/mobilenetv1_100": _staged("blocks.{s}.{b}.bn2", (1, 2, 2, 6, 2)),
+    "timm/mobilenetv1_100": staged("blocks.{s}.{b}.bn2", (1, 2, 2, 6, 2)),
     # Snyder et al. 2018: five frame-level units that end in their norm, as ECAPA's do.
     "tdnn": [f"frames.{i}.norm" for i in range(5)],
     # PyTorch's tutorial: its ReLUs are function calls, so that units are gated before them.

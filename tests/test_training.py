@@ -21,7 +21,7 @@ from senet.fitting import fit, make_trainer, seed_everything
 from senet.optimization import make_optimizer, make_schedule
 from senet.options import TrainOptions, changed_option, options_yaml, read_options
 from senet.runs import CARD, WEIGHTS, read_card
-from senet.training import CONFIG, build, check_wiring, plain_twin, train
+from senet.training import CONFIG, build, check_wiring, memory_told, plain_twin, train
 from senet.verification import VerificationError
 
 COLUMNS = [field.name for field in fields(EpochRow)]
@@ -459,3 +459,11 @@ def test_devices_that_are_not_there(tmp_path: Path, changes: dict[str, object], 
     options = TrainOptions(**changes)  # type: ignore[arg-type]
     with pytest.raises(UserError, match=words):
         make_trainer(options, tmp_path, export=lambda row: None, report=lambda row: None)
+
+
+def test_memory_that_is_not_there_is_told_in_a_line() -> None:
+    with pytest.raises(UserError, match="not enough memory for") as caught, memory_told():
+        torch.empty(2**60)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(RuntimeError, match="shape"), memory_told():  # a fault of ours is one
+        torch.zeros(2, 3) @ torch.zeros(2, 3)

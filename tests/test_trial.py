@@ -65,7 +65,7 @@ def test_any_form_of_output(form):
     assert [check.gate_gradient > 0 for check in checks] == [True] * 3
 
 
-def test_a_detector_that_finds_nothing():
+def test_a_detector_that_finds_nothing(monkeypatch):
     backbone = attach(small_resnet()[:2], input_size=(3, 64, 64))
     backbone.out_channels = 16
     model = FasterRCNN(
@@ -80,6 +80,9 @@ def test_a_detector_that_finds_nothing():
     images = [torch.rand(3, 64, 64)]
     assert not model(images)[0]["boxes"].numel()
     assert [check.gate_gradient > 0 for check in verify(model, images)] == [True] * 3
+    monkeypatch.setattr("senet.norm.norm_excite", lambda x, *operands: 2 * x)
+    with pytest.raises(VerificationError, match=r"bn2: .*as one operation"):
+        verify(model, images)
 
 
 class _Listed(nn.Module):

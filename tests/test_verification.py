@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from networks import small_resnet
+from networks import Residual, small_resnet
 from ordinary_networks import plain
 from torch import nn
 
@@ -22,6 +22,8 @@ from senet import (
     detach,
     verify,
 )
+from senet.kernels import IMPLEMENTATIONS, Excitation, norm_excite
+from senet.norm import recalibrated_modules
 
 SIZE = (3, 16, 16)
 
@@ -83,14 +85,21 @@ class _OwnForward(nn.Module):
             return self.se(self.se(y))
         if self.how == "dead":
             return self.se(y * 0) + y
+        if self.how == "gates":
+            return y * self.se.gates(y)[:, :, None, None]
+        if self.how == "evaluation":
+            return y if self.training else self.se(y)
+        if self.how == "training":
+            return self.se(y) if self.training else y
         if self.how == "unused":
             self.se(y)
             return y
         return self.se(y)
 
 
-def test_a_block_in_the_users_own_forward():
-    assert [c.path for c in verify(_OwnForward("right"), torch.randn(2, *SIZE))] == ["se"]
+@pytest.mark.parametrize("how", ["right", "gates"])
+def test_a_block_in_the_users_own_forward(how):
+    assert [c.path for c in verify(_OwnForward(how), torch.randn(2, *SIZE))] == ["se"]
 
 
 @pytest.mark.parametrize(
@@ -100,11 +109,157 @@ def test_a_block_in_the_users_own_forward():
         ("twice", "se: the block was called 2 times"),
         ("dead", "se: .*fed by a dead branch"),
         ("unused", "se: no gradient reaches the block"),
+        ("evaluation", "se: no finite gradient comes to its fc.* in training mode"),
+        ("training", "se: the block was never called"),
     ],
 )
 def test_what_is_wrong_is_named(how, message):
     with pytest.raises(VerificationError, match=message):
         verify(_OwnForward(how), torch.randn(2, *SIZE))
+
+
+class _Fed(nn.Module):
+    """A residual block whose branch may carry nothing of the input."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.stem, self.how = nn.Conv2d(3, 16, 3, padding=1), how
+        self.conv1, self.conv2 = (nn.Conv2d(16, 16, 3, padding=1) for _ in range(2))
+        self.bn, self.head = nn.BatchNorm2d(16), nn.Linear(16, 5)
+
+    def forward(self, x):
+        x = self.stem(x)
+        y = self.conv1(x.detach() * 0 if self.how == "detached" else x)
+        y = self.conv2(torch.relu(y - 1e4 if self.how == "silent" else y))
+        y = self.bn(y * 0.0 if self.how == "zero" else y)
+        return self.head((x + y).mean((2, 3)))
+
+
+@pytest.mark.parametrize("how", ["detached", "silent", "zero"])
+def test_a_dead_branch_below_a_norm(how):
+    """Whose β, random in the copy, would have a gradient on the gate."""
+    x = torch.randn(2, *SIZE)
+    assert len(verify(attach(_Fed(""), input_size=SIZE), x)) == 1
+    with pytest.raises(VerificationError, match="bn: it is fed by a dead branch"):
+        verify(attach(_Fed(how), input_size=SIZE), x)
+
+
+@pytest.mark.parametrize("constant", [torch.zeros_like, torch.ones_like])
+def test_a_convolution_that_returns_a_constant(constant):
+    model = _attached()
+    model[1][0].conv2.forward = constant
+    with pytest.raises(VerificationError, match=r"1\.0\.bn2: it is fed by a dead branch"):
+        verify(model, torch.randn(2, *SIZE))
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 255.0])
+def test_equal_samples_are_no_dead_branch(value):
+    assert len(verify(_attached(), torch.full((2, *SIZE), value))) == 3
+
+
+# The operation that the model runs
+
+
+def test_an_operation_that_leaves_the_block_out_is_found(monkeypatch):
+    def plain(x, norm, excitation, implementation):
+        return nn.functional.batch_norm(x, None, None, norm.weight, norm.bias, True)
+
+    model, x = _attached(), torch.randn(2, *SIZE)
+    monkeypatch.setattr("senet.norm.norm_excite", plain)
+    with pytest.raises(VerificationError, match=r"1\.0\.bn2: .*as one operation .*'aten' is"):
+        verify(model, x)
+
+
+def test_an_operation_without_a_gradient_is_found(monkeypatch):
+    def without(x, norm, excitation, implementation):
+        return norm_excite(x, norm, Excitation(*(_detached(v) for v in excitation)), implementation)
+
+    model, x = _attached(), torch.randn(2, *SIZE)
+    monkeypatch.setattr("senet.norm.norm_excite", without)
+    with pytest.raises(VerificationError, match=r"1\.0\.bn2: no finite gradient comes to its fc"):
+        verify(model, x)
+
+
+def _detached(value):
+    return value.detach() if isinstance(value, torch.Tensor) else value
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_an_implementation_that_was_asked_for(implementation):
+    model = _attached()
+    for _, wrapper in recalibrated_modules(model):
+        wrapper.implementation = implementation
+    assert len(verify(model, torch.randn(2, *SIZE))) == 3
+    assert {w.implementation for _, w in recalibrated_modules(model)} == {implementation}
+
+
+class _OnlyInEvaluation(nn.Module):
+    """As detectors, which take targets in training."""
+
+    def __init__(self):
+        super().__init__()
+        self.network = small_resnet()
+
+    def forward(self, x, targets=None):
+        assert not self.training or targets is not None
+        return self.network(x)
+
+
+def test_a_forward_that_takes_other_arguments_in_training():
+    model = attach(_OnlyInEvaluation(), input_size=SIZE)
+    assert len(verify(model, torch.randn(2, *SIZE))) == 3
+
+
+class _Dropped(Residual):
+    """Whose branch is left out half the time in training (stochastic depth)."""
+
+    def forward(self, x):
+        if self.training and torch.rand(()) < 0.5:
+            return x
+        return super().forward(x)
+
+
+def test_branches_that_are_left_out_by_chance():
+    model = small_resnet()
+    model[1][1] = _Dropped()
+    attach(model, input_size=SIZE)
+    for _ in range(3):
+        assert len(verify(model.train(), torch.randn(2, *SIZE))) == 3
+
+
+# Layers of the block that are others
+
+
+class _LowRank(nn.Module):
+    def __init__(self, base):
+        super().__init__()
+        self.base = base
+        self.down = nn.Parameter(torch.randn(2, base.in_features))
+        self.up = nn.Parameter(torch.zeros(base.out_features, 2))
+
+    def forward(self, x):
+        return self.base(x) + x @ self.down.T @ self.up.T
+
+
+@pytest.mark.parametrize("warm_start", [False, True])
+def test_adapters_in_place_of_the_layers(warm_start):
+    model = _attached(warm_start=warm_start)
+    for block in [m for m in model.modules() if isinstance(m, SqueezeExcite)]:
+        block.fc1, block.fc2 = _LowRank(block.fc1), _LowRank(block.fc2)
+    checks = verify(model, torch.randn(2, *SIZE))
+    assert all(check.gate_gradient > 0 and not check.frozen for check in checks)
+    assert "hidden=1" in repr(model[1][0].bn2.se)
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated")
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+@pytest.mark.filterwarnings("ignore:quantized..linear_dynamic. an autograd kernel")
+@pytest.mark.parametrize(("where", "passed"), [(nn.Linear, False), ("1", True)])
+def test_quantised_layers_are_frozen(where, passed):
+    """All of them, the head among them, or the blocks' alone, through which no gradient goes."""
+    model = torch.ao.quantization.quantize_dynamic(_attached().eval(), {where})
+    checks = verify(model, torch.randn(2, *SIZE))
+    assert [(check.frozen, check.gate_gradient > 0) for check in checks] == [(True, passed)] * 3
 
 
 def test_a_block_lost_in_a_conversion():
@@ -210,8 +365,11 @@ class _Drawing(nn.Module):
 
 def test_all_random_numbers_are_left_as_they_were():
     model, x = attach(_Drawing(), input_size=SIZE), torch.randn(2, *SIZE)
+    torch.cuda.manual_seed_all(7)  # waits where CUDA is not in use
+    waiting = list(torch.cuda._lazy_seed_tracker.get_calls())
     states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
     verify(model, x)
+    assert torch.cuda._lazy_seed_tracker.get_calls() == waiting
     assert states == (
         random.getstate(),
         np.random.get_state()[1].tolist(),

@@ -1,11 +1,19 @@
-"""Warm start on real trained weights: nothing is lost when SE goes in, nor by a fine-tune."""
+"""Warm start: nothing is lost when SE goes in, wherever, nor by a fine-tune of trained weights."""
 
+import copy
+
+import pytest
+import timm
 import torch
 from digits import digits, fit
-from networks import Residual
+from networks import Residual, randomise
+from ordinary_networks import NETWORKS, SIZE, images
 from torch import nn
 
-from senet import attach, se_parameters
+from senet import Recalibrated, attach, attached_plan, se_parameters
+from senet.sites import PLACEMENTS
+
+MAKE = NETWORKS | {"channels last": lambda: timm.create_model("test_convnext", num_classes=5)}
 
 
 @torch.no_grad()
@@ -33,3 +41,26 @@ def test_a_trained_network_keeps_its_accuracy_and_trains_on():
     fit(model, optimizer, images, labels, 3)
     assert _right(model, *held_out) >= before
     assert all(block.bn2.se.fc1.weight.grad.any() for block in blocks)
+
+
+@pytest.mark.parametrize("name", MAKE)
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_wherever_the_blocks_are_the_outputs_stay(name, placement):
+    torch.manual_seed(0)
+    model = randomise(MAKE[name]()).eval()
+    for parameter in model.parameters():
+        if parameter.dim() == 1:  # affines, and the layer scales that would hide a branch
+            nn.init.uniform_(parameter, 0.2, 1.0)
+    plain, x = copy.deepcopy(model), images()
+    attach(model, input_size=SIZE, placement=placement, warm_start=True, reduction=2)
+    sites = attached_plan(model)
+    assert {site.placement for site in sites} == {placement}
+    last = (name, placement) == ("channels last", "standard")
+    assert {site.channels_last for site in sites} == {last}
+    expected, found = plain(x), model(x)
+    assert (found - expected).abs().max() <= 1e-6 * expected.abs().max()
+    assert torch.equal(found.argmax(1), expected.argmax(1))
+    found.square().sum().backward()
+    wrappers = [module for module in model.modules() if isinstance(module, Recalibrated)]
+    assert len(wrappers) == len(sites)
+    assert all(wrapper.se.fc2.weight.grad.any() for wrapper in wrappers)

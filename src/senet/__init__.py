@@ -42,3 +42,7 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+
+def __dir__() -> list[str]:
+    return __all__  # and not the modules, of which completion would show many

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from . import functional
 from .block import BlockOptions, SqueezeExcite
 from .errors import UserError
-from .given import check_network
+from .fusing import is_hooked
+from .given import check_network, exchange
 
 __all__ = ["ADOPTED_ATTRIBUTE", "AdoptedSqueezeExcite", "adopt", "adoptable", "return_adopted"]
 
@@ -95,6 +96,7 @@ class AdoptedSqueezeExcite(SqueezeExcite):
         self._anatomy = anatomy
         self.path = path
         self.train(original.training)
+        _share_hooks(original, self)
         for ours, theirs in self._layers():
             layer = original.get_submodule(theirs)
             for name, own in ours.named_parameters():
@@ -116,6 +118,7 @@ class AdoptedSqueezeExcite(SqueezeExcite):
                 value: Any = getattr(layer, name)
                 value.data.copy_(own.detach().reshape(value.shape))
                 value.requires_grad_(own.requires_grad)
+        _share_hooks(self, original)
         return original.train(self.training)
 
     def _load_from_state_dict(
@@ -135,8 +138,9 @@ def adopt(model: Network) -> Network:
     Known are timm's `SEModule`, `SqueezeExcite`, `SqueezeExciteCl`, effective SE and the legacy
     SENets' block, torchvision's `SqueezeExcitation`, and the RegNet blocks of Hugging Face's
     transformers. Weights and outputs stay the same; `senet.detach` gives the original blocks
-    back. A block with something ours has not (a norm between its layers, a max-pooled term) is
-    left as it is, with a warning that says so.
+    back. Hooks on a block stay on it. A block with something ours has not (a norm between its
+    layers, a max-pooled term, a hook on one of its parts) is left as it is, with a warning that
+    says so.
 
     Raises:
         UserError: the model has none of these blocks, or is one itself.
@@ -173,7 +177,7 @@ def adopt(model: Network) -> Network:
             "senet.attach puts new ones in"
         )
     for old, new in adopted.values():
-        _replace(model, old, new)
+        exchange(model, old, new)
     setattr(model, ADOPTED_ATTRIBUTE, (*getattr(model, ADOPTED_ATTRIBUTE, ()), *adopted))
     if left:
         path, reason = next(iter(left.items()))
@@ -193,7 +197,7 @@ def return_adopted(model: nn.Module) -> int:
     """Give all adopted blocks their own kind back, in place; returns how many there were."""
     blocks = [m for m in model.modules() if isinstance(m, AdoptedSqueezeExcite)]
     for block in blocks:
-        _replace(model, block, block.returned())
+        exchange(model, block, block.returned())
     for module in model.modules():  # the model may have been put into another one since
         vars(module).pop(ADOPTED_ATTRIBUTE, None)
     return len(blocks)
@@ -207,14 +211,19 @@ def _qualified(module: nn.Module) -> str:
     return f"{type(module).__module__}.{type(module).__qualname__}"
 
 
-def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):
-            if child is old:
-                setattr(parent, name, new)
+def _share_hooks(source: nn.Module, target: nn.Module) -> None:
+    """Hooks on the one are hooks on the other, so that their handles remove them from both."""
+    for name in vars(nn.Module()):
+        if "hook" in name:
+            setattr(target, name, vars(source)[name])
 
 
 def _options(block: nn.Module, anatomy: _Anatomy) -> BlockOptions:
+    for name, part in block.named_modules():
+        if name and is_hooked(part):
+            raise _NotOursError(f"a hook is on its {name}")
+    if "forward" in vars(block):
+        raise _NotOursError("its forward was replaced")
     for name in anatomy.idle:
         part = getattr(block, name, None)
         if part and not isinstance(part, nn.Identity):
@@ -237,6 +246,8 @@ def _options(block: nn.Module, anatomy: _Anatomy) -> BlockOptions:
 
 def _named(module: nn.Module, known: Mapping[str, Callable[[Tensor], Tensor]], what: str) -> str:
     """The name of the function that a module computes, by its values: classes have many names."""
+    if any(True for _ in module.parameters()):
+        raise _NotOursError(f"its {what} is {type(module).__name__}, which learns")
     at = torch.linspace(-20, 20, 401, device="cpu")
     with torch.no_grad():
         values = module(at.clone())

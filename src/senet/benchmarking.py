@@ -9,9 +9,12 @@ to is what the machine alone does to a ratio.
 from __future__ import annotations
 
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -22,6 +25,7 @@ from torch import Tensor, nn
 from .cost import saved_for_backward
 from .deployment import deploy
 from .errors import UserError, nearest
+from .exchange import FORMATS, Job
 
 __all__ = [
     "COLUMNS",
@@ -215,12 +219,28 @@ def _compiled_inference(model: nn.Module, setting: Setting) -> Run:
     return _inference(model, setting, compiled=True)
 
 
+def _exported(model: nn.Module, setting: Setting, name: str) -> Run:
+    """The deployed network in another runtime, which chooses a layout itself."""
+    format = FORMATS[name]
+    format.require(writing=True)
+    x = setting.images().cpu()
+    example = x[:1].repeat(2, 1, 1, 1)  # one image would be taken for a batch that is always one
+    job = Job(deploy(model, example_inputs=x[:1]), example, "")
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        path = Path(folder) / f"network{format.suffix}"
+        format.write(job, path)
+        _, runner = format.run(path)
+    return lambda: runner(x)
+
+
 COLUMNS: Mapping[str, Callable[[nn.Module, Setting], Run]] = MappingProxyType(
     {
         "train": _training,
         "train-compiled": _compiled_training,
         "infer": _inference,
         "infer-compiled": _compiled_inference,
+        "onnxruntime": partial(_exported, name="onnx"),
+        "openvino": partial(_exported, name="openvino"),
     }
 )
 """What is timed: (model, setting) ↦ a function that runs it once."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -85,16 +86,23 @@ class BlockOptions:
             ("squeeze", self.squeeze, functional.SQUEEZES),
         )
         for option, value, known in choices:
-            if value not in known:
+            if not (isinstance(value, str) and value in known):
                 raise UserError(f"unknown {option} {value!r}; {nearest(str(value), known)}")
-        if not (math.isfinite(self.reduction) and self.reduction > 0):
-            raise UserError(f"reduction={self.reduction} is not a number above 0")
-        if self.divisor is not None and self.divisor < 1:
-            raise UserError(f"divisor={self.divisor} cannot be rounded to; use 1 or more, or None")
-        if self.hidden is not None and self.hidden < 1:
-            raise UserError(f"hidden={self.hidden} leaves no hidden unit; use 1 or more")
-        if not math.isfinite(self.gate_scale):
-            raise UserError(f"gate_scale={self.gate_scale} is not a finite number")
+        for option in ("bias", "bottleneck"):
+            if not isinstance(value := getattr(self, option), bool):
+                raise UserError(f"{option}={value!r} is not True or False")
+        if not (_is_number(self.reduction) and self.reduction > 0):
+            raise UserError(f"reduction={self.reduction!r} is not a number above 0")
+        if not _is_number(self.gate_scale):
+            raise UserError(f"gate_scale={self.gate_scale!r} is not a finite number")
+        if not (_is_whole(self.min_hidden) and self.min_hidden >= 0):
+            raise UserError(f"min_hidden={self.min_hidden!r} is not a whole number of 0 or more")
+        for option, why in (("hidden", "is no width"), ("divisor", "cannot be rounded to")):
+            value = getattr(self, option)
+            if value is not None and not (_is_whole(value) and value >= 1):
+                raise UserError(
+                    f"{option}={value!r} {why}; use a whole number of 1 or more, or None"
+                )
 
     def width(self, channels: int) -> int:
         """The hidden width of a block over ``channels`` channels."""
@@ -118,6 +126,14 @@ class BlockOptions:
                 f"use {' or '.join(map(repr, _GATE_AT_ZERO))}"
             )
         return 1.0 / _GATE_AT_ZERO[self.gate]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 # `torch.fx` knows no ranks: the two steps that ask for one are single nodes of its graphs.
@@ -259,7 +275,7 @@ class SqueezeExcite(nn.Module):
 
     def extra_repr(self) -> str:
         """Channels, hidden width, and the options that differ from the paper's."""
-        shown = [str(self.channels), f"hidden={self.fc2.in_features}"]
+        shown = [str(self.channels), f"hidden={self.options.width(self.channels)}"]
         plain = BlockOptions()
         for name in ("bias", "gate", "activation", "squeeze", "gate_scale"):
             if (value := getattr(self.options, name)) != getattr(plain, name):

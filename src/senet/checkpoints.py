@@ -11,6 +11,7 @@ from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
@@ -21,7 +22,8 @@ from torch import Tensor
 
 from .data import DataRecord
 from .errors import UserError
-from .runs import atomic_write
+from .options import TrainOptions
+from .runs import atomic_write, make_directory
 
 __all__ = [
     "BEST",
@@ -32,6 +34,7 @@ __all__ = [
     "RunRecorder",
     "WholeFiles",
     "best_row",
+    "is_dense",
     "mismatch",
     "read_record",
     "refuse",
@@ -77,10 +80,12 @@ class RunRecord:
     Args:
         rows: the finished epochs.
         data: what they were trained on; None in checkpoints that do not say.
+        options: what they were trained with; likewise.
     """
 
     rows: tuple[EpochRow, ...] = ()
     data: DataRecord | None = None
+    options: TrainOptions | None = None
 
 
 class WholeFiles(TorchCheckpointIO):
@@ -89,10 +94,16 @@ class WholeFiles(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
     ) -> None:
-        """Write ``checkpoint`` beside ``path``, sync it to the disk and move it over ``path``."""
+        """Write ``checkpoint`` beside ``path``, sync it to the disk and move it over ``path``.
+
+        Raises:
+            UserError: it cannot be written, on a full disk for one; ``path`` is as it was.
+        """
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(path, lambda file: torch.save(checkpoint, file))
+        make_directory(path.parent)
+        data = io.BytesIO()  # torch.save, into a file on a full disk, hides what went wrong
+        torch.save(checkpoint, data)
+        atomic_write(path, lambda file: file.write(data.getbuffer()))
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True
@@ -110,6 +121,9 @@ class WholeFiles(TorchCheckpointIO):
             if file.read(2) != b"PK":  # what torch.save writes is a zip archive
                 raise refuse(path, "it is not a checkpoint of senet")
         try:
+            with ZipFile(path) as archive:  # torch.load does not look at the checksums
+                if archive.testzip() is not None:
+                    raise BadZipFile
             checkpoint = torch.load(path, map_location=map_location, weights_only=True)
         except UnpicklingError:
             raise refuse(path, "it is not a checkpoint of senet") from None
@@ -138,6 +152,7 @@ _PARTS: dict[str, type] = {
     "global_step": int,
     "pytorch-lightning_version": str,
 }
+_OLDEST = Version("2.5")
 
 
 def _damage(checkpoint: Any) -> str | None:
@@ -150,15 +165,17 @@ def _damage(checkpoint: Any) -> str | None:
     for name, kind in _PARTS.items():
         if not isinstance(checkpoint.get(name), kind):
             return f"its {name!r} is {'damaged' if name in checkpoint else 'missing'}"
-    if not all(isinstance(value, Tensor) for value in checkpoint["state_dict"].values()):
+    if not all(map(is_dense, checkpoint["state_dict"].values())):
         return "its 'state_dict' is damaged"
     try:
-        Version(checkpoint["pytorch-lightning_version"])
+        version = Version(checkpoint["pytorch-lightning_version"])
     except InvalidVersion:
         return "its 'pytorch-lightning_version' is damaged"
+    if version < _OLDEST:  # which Lightning would rewrite into what it takes for today's form
+        return f"its 'pytorch-lightning_version' is {version}, and senet needs {_OLDEST}"
     try:
         rows = _record_of(checkpoint).rows
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, AttributeError):
         return "its rows of metrics.csv are damaged"
     epochs, step = checkpoint["epoch"] + 1, checkpoint["global_step"]
     if [row.epoch for row in rows] != list(range(1, epochs + 1)) or rows[-1].step != step:
@@ -171,8 +188,8 @@ def mismatch(
 ) -> str | None:
     """Where the value found in a checkpoint cannot stand for the one that is expected.
 
-    Mappings need the expected keys, lists the expected length, tensors the expected shape, and
-    numbers and texts must be of their kind.
+    Mappings need the expected keys, lists the expected length, tensors the expected shape and
+    dtype; numbers and texts must be of their kind, and numbers finite.
 
     Args:
         expected: a state dict of ours.
@@ -218,7 +235,7 @@ def _is_flag(value: Any) -> bool:
 
 def _is_like(expected: Any, found: Any) -> bool:
     if isinstance(expected, Tensor):
-        return isinstance(found, Tensor) and found.shape == expected.shape
+        return is_dense(found) and found.shape == expected.shape and found.dtype == expected.dtype
     if _is_flag(expected):
         return _is_flag(found)
     if isinstance(expected, int | float):
@@ -227,7 +244,12 @@ def _is_like(expected: Any, found: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+
+
+def is_dense(value: Any) -> bool:
+    """Whether a value is a tensor with all its elements: not sparse, nested or on meta."""
+    return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta
 
 
 class RunRecorder(Checkpoint):
@@ -242,7 +264,8 @@ class RunRecorder(Checkpoint):
 
     Args:
         directory: the run directory.
-        data: what is trained on, to be kept with the rows.
+        options: what is trained with, to be kept with the rows.
+        data: what is trained on, likewise.
         export: called with the row of a new best epoch, after ``best.ckpt``.
         report: called with each row, for the screen.
     """
@@ -251,11 +274,13 @@ class RunRecorder(Checkpoint):
         self,
         directory: Path,
         *,
+        options: TrainOptions | None = None,
         data: DataRecord | None = None,
         export: Callable[[EpochRow], None],
         report: Callable[[EpochRow], None],
     ) -> None:
         self.directory = directory
+        self.options = options
         self.data = data
         self.rows: list[EpochRow] = []
         self._export = export
@@ -264,9 +289,10 @@ class RunRecorder(Checkpoint):
         self._training_seconds = math.nan
 
     def state_dict(self) -> dict[str, Any]:
-        """The rows so far, as plain numbers, and what they were trained on."""
+        """The rows so far, as plain numbers, and what they were trained on and with."""
         data = None if self.data is None else asdict(self.data)
-        return {"rows": [asdict(row) for row in self.rows], "data": data}
+        options = None if self.options is None else asdict(self.options)
+        return {"rows": [asdict(row) for row in self.rows], "data": data, "options": options}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the rows of a checkpoint; metrics.csv is made to agree with them."""
@@ -340,13 +366,14 @@ def write_metrics(run: Path, rows: Sequence[EpochRow]) -> None:
 def _record_of(checkpoint: dict[str, Any]) -> RunRecord:
     """What `RunRecorder` noted; KeyError, TypeError or ValueError where it is damaged."""
     state = checkpoint["callbacks"][RunRecorder.__qualname__]
-    rows = tuple(_rows_of(state))
-    if state.get("data") is None:
-        return RunRecord(rows)
-    data = DataRecord(**state["data"] | {"classes": tuple(state["data"]["classes"])})
-    if not (_is_number(data.train) and _is_number(data.val)):
-        raise ValueError("a count of images is not a number")
-    return RunRecord(rows, data)
+    data, options = state.get("data"), state.get("options")
+    if data is not None:
+        data = DataRecord(**data | {"classes": tuple(data["classes"])})
+        if not (_is_number(data.train) and _is_number(data.val)):
+            raise ValueError("a count of images is not a number")
+    if options is not None:
+        options = TrainOptions(**options)
+    return RunRecord(tuple(_rows_of(state)), data, options)
 
 
 def _rows_of(state: dict[str, Any]) -> list[EpochRow]:

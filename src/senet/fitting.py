@@ -108,8 +108,11 @@ class Classifier(LightningModule):
         other = differences(self.state_dict(), checkpoint["state_dict"])
         if other:
             raise refuse(path, f"it does not fit {self.options.model}: it {other}")
-        loops = {"loops": {"fit_loop": self.trainer.fit_loop.state_dict()}}
-        if (place := mismatch(loops, checkpoint)) is not None:
+        expected = {
+            "state_dict": self.state_dict(),
+            "loops": {"fit_loop": self.trainer.fit_loop.state_dict()},
+        }
+        if (place := mismatch(expected, checkpoint)) is not None:
             raise refuse(path, f"its {place!r} is missing or damaged")
         counts = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
         epochs = {counts[name] for name in ("ready", "started", "processed")}
@@ -257,7 +260,7 @@ def make_trainer(
     Raises:
         UserError: no such accelerator, or not here.
     """
-    recorder = RunRecorder(directory, data=data, export=export, report=report)
+    recorder = RunRecorder(directory, options=options, data=data, export=export, report=report)
     limit = options.limit_batches
     with _quiet_lightning():
         try:
@@ -290,6 +293,11 @@ def make_trainer(
         raise UserError(
             f"devices is {trainer.num_devices}, each a process of its own on this CPU, which has "
             f"{cores} cores"
+        )
+    if (taken := trainer.precision_plugin.precision) != options.precision:
+        raise UserError(
+            f"precision {options.precision} is not to be had on "
+            f"{trainer.strategy.root_device.type}; use {taken}"
         )
     return trainer
 
@@ -370,6 +378,7 @@ _NOTES = (
     ".*does not have many workers",
     ".*The number of training batches .* is smaller than the logging interval",
     ".*Checkpoint directory .* exists and is not empty",
+    ".*AMP with fp16 is not supported on CPU",  # refused in `make_trainer`
 )
 
 

@@ -127,5 +127,7 @@ def is_hooked(module: nn.Module) -> bool:
         or module._backward_pre_hooks
         or global_hooks._global_forward_hooks
         or global_hooks._global_forward_pre_hooks
+        or global_hooks._global_backward_hooks
+        or global_hooks._global_backward_pre_hooks
         or "forward" in vars(module)
     )

@@ -39,10 +39,10 @@ def place(
         return _inner(graph, modules, what)
     if placement == "pre":
         return [_pre(graph, what)]
-    # Where there is no sum beside a shortcut, the placements of a sum are all one.
-    if placement == "post" and what.kind == "residual":
+    # Where there is nothing beside a shortcut, the placements of a sum are all one.
+    if placement == "post" and what.shortcuts:
         return [_post(graph, modules, what)]
-    if placement == "identity" and what.kind == "residual":
+    if placement == "identity" and what.shortcuts:
         return [_identity(graph, modules, what)]
     return [_wrappable(graph, modules, graph.nodes[what.end], what)]
 
@@ -50,7 +50,8 @@ def place(
 def _pre(graph: Graph, what: Transformation) -> Gated | Skipped:
     """F(SE(X)): the input of the branch's first module."""
     inside = [i for i in graph.consumers[what.start] if (what.region >> i) & 1]
-    for call in _once(graph, graph.takers.get(what.start, ())):
+    alone = graph.entered_at(what.start, what.region)
+    for call in _taking(graph, what.start) if alone else ():
         made = graph.between(what.start, call.outputs[0]) if len(call.outputs) == 1 else 0
         within = made and not made & ~what.region
         if within and all((made >> i) & 1 for i in inside):
@@ -90,7 +91,7 @@ def _inner(
 ) -> list[Gated | Skipped]:
     """After the last k × k convolution of each path to the end, its norm and activation."""
     last: set[int] = set()
-    unseen, behind = graph.between(what.start, what.end), [what.end]
+    unseen, behind = what.region, [what.end]
     while behind:
         node = graph.nodes[behind.pop()]
         if not (unseen >> node.index) & 1:
@@ -111,6 +112,12 @@ def _inner(
 def _once(graph: Graph, calls: Iterable[Call]) -> list[Call]:
     """The calls of modules that run once in a forward: one wrapper is then one site."""
     return [call for call in calls if call.path and len(graph.calls_by_path[call.path]) == 1]
+
+
+def _taking(graph: Graph, index: int) -> list[Call]:
+    """The calls of modules whose wrapper could gate the node before it hands it to them."""
+    calls = _once(graph, graph.takers.get(index, ()))
+    return [call for call in calls if call.first == index]
 
 
 def _wrappable(
@@ -136,8 +143,21 @@ def _wrappable(
         return Skipped(
             what.path, f"it ends in a function call ({node.op} in {where}), not a module"
         )
-    times = len(graph.calls_by_path[repeated])
-    return Skipped(what.path, f"its end {repeated} is called {times} times in one forward")
+    return Skipped(what.path, _shared(graph, repeated))
+
+
+def _shared(graph: Graph, path: str) -> str:
+    """Why a module that runs several times gets no block, and what its owner can do."""
+    times = len(graph.calls_by_path[path])
+    parts = path.split(".")
+    above = (".".join(parts[:n]) for n in range(1, len(parts)))
+    whole = next((p for p in above if len(graph.calls_by_path.get(p, ())) == times), None)
+    advice = (
+        f"for blocks inside the shared {whole}, attach to that module by itself"
+        if whole
+        else "give each place a module of its own"
+    )
+    return f"its end {path} is called {times} times in one forward; {advice}"
 
 
 def _no_map(node: Node, what: Transformation) -> Skipped | None:
@@ -166,7 +186,7 @@ def _handed_on(graph: Graph, modules: Mapping[str, nn.Module], node: Node) -> Ga
 def _taken(graph: Graph, node: Node) -> Gated | None:
     if len(graph.consumers[node.index]) != 1:
         return None
-    calls = _once(graph, graph.takers.get(node.index, ()))
+    calls = _taking(graph, node.index)
     return next((Gated(node, call.path, before=True) for call in calls), None)
 
 

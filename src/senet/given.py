@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from .errors import UserError
 
-__all__ = ["check_module", "check_network", "copied", "preserved_generators", "to_meta"]
+__all__ = ["check_module", "check_network", "copied", "exchange", "preserved_generators", "to_meta"]
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -82,12 +82,26 @@ def copied(model: Network, *, hooks: bool = True, on_meta: bool = False) -> Netw
                 memo[id(value)] = to_meta(value) if on_meta else value.detach().clone()
     try:
         return copy.deepcopy(model, memo)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:  # the last is FSDP's
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"{type(model).__name__} cannot be copied ({reason}); "
             "keep what cannot be copied out of its modules' attributes"
         ) from error
+
+
+def exchange(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put ``new`` wherever ``old`` is registered in a model (a module may have several names)."""
+    places = [
+        (parent, name)
+        for parent in model.modules()
+        if parent is not new  # a wrapper keeps what it wraps
+        for name, child in parent._modules.items()
+        if child is old
+    ]
+    assert places, type(old).__name__
+    for parent, name in places:
+        setattr(parent, name, new)
 
 
 def to_meta(value: Tensor) -> Tensor:
@@ -102,14 +116,36 @@ def _is_of_torch(hook: object) -> bool:
 
 
 @contextmanager
-def preserved_generators(model: nn.Module) -> Iterator[None]:
-    """Leave the random numbers of Python, NumPy, and torch on the model's devices as they were."""
-    devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
+def preserved_generators(model: nn.Module) -> Iterator[Callable[[int], None]]:
+    """Leave the random numbers of Python, NumPy, and torch on the model's devices as they were.
+
+    Yields what seeds torch's generators on these devices: `torch.manual_seed` would seed those of
+    every device, and where CUDA is not in use yet take the place of the seed that waits for it.
+    """
+    generators = _generators(model)
+    states = [generator.get_state() for generator in generators]
     python_state = random.getstate()
     numpy_state = np.random.get_state()
+
+    def seed(value: int) -> None:
+        for generator in generators:
+            generator.manual_seed(value)
+
     try:
-        with torch.random.fork_rng(devices=sorted(d for d in devices if d is not None)):
-            yield
+        yield seed
     finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
         random.setstate(python_state)
         np.random.set_state(numpy_state)
+
+
+def _generators(model: nn.Module) -> list[torch.Generator]:
+    """Those that a forward draws from: the CPU's, and one for each device of the model."""
+    tensors = (*model.parameters(), *model.buffers())
+    devices = {tensor.device for tensor in tensors} - {torch.device("cpu"), torch.device("meta")}
+    found = [torch.default_generator]
+    for device in devices:
+        of_kind = getattr(torch.get_device_module(device), "default_generators", ())
+        found += of_kind[device.index or 0 : (device.index or 0) + 1]
+    return found

@@ -48,11 +48,19 @@ class Node:
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a module's forward: which nodes went in and came out."""
+    """One call of a module's forward: which nodes went in and came out.
+
+    Args:
+        path: of the module, "" for the model itself.
+        inputs: all nodes among its arguments, however deep in lists and dicts.
+        outputs: all nodes in what it returned.
+        first: the node that is its first positional argument; None where that is no tensor.
+    """
 
     path: str
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
+    first: int | None = None
 
 
 @dataclass(frozen=True)
@@ -142,6 +150,17 @@ class Graph:
     def between(self, start: int, end: int) -> int:
         """The bit set of nodes on paths from ``start`` (left out) to ``end`` (included)."""
         return self.descendants[start] & self.ancestors[end] & ~(1 << start)
+
+    def inside(self, path: str) -> int:
+        """The bit set of the nodes that a module and the modules in it made."""
+        below = f"{path}." if path else ""
+        made = (n for n in self.nodes if n.module == path or n.module.startswith(below))
+        return sum(1 << node.index for node in made)
+
+    def entered_at(self, start: int, bits: int) -> bool:
+        """Whether the nodes of a bit set were computed from nothing but ``start``."""
+        known = bits | 1 << start
+        return all((known >> p) & 1 for node in self.members(bits) for p in node.parents)
 
     def members(self, bits: int) -> Iterator[Node]:
         """The nodes of a bit set, in order."""

@@ -15,7 +15,7 @@ from torch.nn.modules.conv import _ConvNd
 from .adoption import adoptable, return_adopted
 from .block import BlockOptions, SqueezeExcite
 from .errors import UserError, nearest
-from .given import check_network
+from .given import check_network, exchange
 from .hoisting import refuse_deployed
 from .norm import Recalibrated, recalibrated_modules
 from .placement import Reduction
@@ -91,6 +91,11 @@ def attach(
         "activation": activation,
         "squeeze": squeeze,
     }
+    if plan is not None and not isinstance(plan, Plan):
+        raise UserError(
+            f"plan={plan!r} is not what senet.plan makes; to choose among its options, name them "
+            "(placement=, sites=, …)"
+        )
     if plan is None:
         plan = make_plan(model, **options)
     elif given := [name for name, value in options.items() if _differs(name, value)]:
@@ -100,10 +105,10 @@ def attach(
     if warm_start:
         plan = replace(plan, sites=tuple(map(_warm, plan.sites)))
     wrappers = [_wrapper(model, site) for site in plan.sites]
-    for site, wrapper in zip(plan.sites, wrappers, strict=True):
+    for wrapper in wrappers:
         if warm_start:
             wrapper.se.zero_init()
-        _replace(model, wrapper.norm, wrapper, site.path)
+        exchange(model, wrapper.norm, wrapper)
     setattr(model, PLAN_ATTRIBUTE, plan)
     return model
 
@@ -135,8 +140,8 @@ def detach(model: Network) -> Network:
         raise UserError(
             f"{type(model).__name__} has no SE that was attached or adopted; nothing to detach"
         )
-    for path, wrapper in reversed(found.items()):
-        _replace(model, wrapper, wrapper.norm, path)
+    for wrapper in reversed(found.values()):
+        exchange(model, wrapper, wrapper.norm)
     for module in model.modules():  # the model may have been put into another one since
         vars(module).pop(PLAN_ATTRIBUTE, None)
     return model
@@ -228,6 +233,11 @@ def _wrapper(model: nn.Module, site: Site) -> Recalibrated:
             f"the plan has {site.channels} channels at {site.path!r}, this model {width}; "
             "plan for this model instead"
         )
+    if site.channels_last and isinstance(module, _CHANNELS_FIRST):
+        raise UserError(
+            f"the plan has the channels of {site.path!r} last, but {type(module).__name__} has "
+            "them first; plan for this model instead"
+        )
     se = SqueezeExcite(
         site.channels,
         options=site.block,
@@ -236,6 +246,8 @@ def _wrapper(model: nn.Module, site: Site) -> Recalibrated:
     )
     return Recalibrated(module, se.train(module.training), site)
 
+
+_CHANNELS_FIRST = (_NormBase, nn.GroupNorm, _ConvNd)
 
 # What takes and makes a fixed number of channels, and the attributes that say how many.
 _WIDTHS: tuple[tuple[type[nn.Module], str, str], ...] = (
@@ -281,17 +293,3 @@ def _first_floating(tensors: Iterable[Tensor | None]) -> dict[str, Any]:
         if tensor is not None and tensor.is_floating_point():
             return {"device": tensor.device, "dtype": tensor.dtype}
     return {}
-
-
-def _replace(model: nn.Module, old: nn.Module, new: nn.Module, path: str) -> None:
-    """Put ``new`` wherever ``old`` is registered (a module may have several names)."""
-    places = [
-        (parent, name)
-        for parent in model.modules()
-        if parent is not new
-        for name, child in parent._modules.items()
-        if child is old
-    ]
-    assert places, path
-    for parent, name in places:
-        setattr(parent, name, new)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import MethodType
 from typing import Any
 
 from torch import Tensor, nn
@@ -31,6 +32,8 @@ class Recalibrated(nn.Module):
     Where ``norm`` is a BatchNorm, the two run as one operation (`senet.kernels`) that costs about
     what the norm does; `choice` says what runs and why. Set ``implementation`` to one of
     `senet.kernels.IMPLEMENTATIONS` to have that or an error; "reference" calls the two modules.
+
+    Attributes that the wrapper has not are those of ``norm``.
 
     Args:
         norm: the wrapped module, its output or first input (N, C, …).
@@ -102,22 +105,25 @@ class Recalibrated(nn.Module):
         if not present & gates - plain:
             state_dict.update({f"{prefix}se.{name}": value for name, value in block.items()})
 
-    # Initialisers and converters of other libraries look for these on the end of a branch.
+    def __getattr__(self, name: str) -> Any:
+        """What else is asked of the wrapper is the wrapped module's: ``weight``, ``stride`` …
 
-    @property
-    def weight(self) -> Any:
-        """The wrapped module's weight, γ of a norm."""
-        return self.norm.weight
-
-    @property
-    def bias(self) -> Any:
-        """The wrapped module's bias, β of a norm."""
-        return self.norm.bias
-
-    @property
-    def num_features(self) -> Any:
-        """The wrapped norm's number of channels."""
-        return self.norm.num_features
+        Forwards, initialisers and converters read such attributes. Methods do not come through:
+        what they make would go round the block (timm's ``fuse`` would even replace it).
+        """
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            norm = self.__dict__.get("_modules", {}).get("norm")  # not there while unpickling
+            if norm is None or name.startswith("_"):
+                raise
+            value = getattr(norm, name)
+            if isinstance(value, MethodType):
+                raise AttributeError(
+                    f"{name}() of the wrapped {type(norm).__name__} would leave the SE block out; "
+                    f"call the wrapper, or {name}() of its .norm"
+                ) from None
+            return value
 
     def extra_repr(self) -> str:
         """Which tensor is gated."""

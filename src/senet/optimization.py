@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import lr_scheduler
 
+from .checkpoints import mismatch
 from .insertion import se_parameters
 from .options import TrainOptions
 
@@ -64,17 +65,31 @@ def make_schedule(
 
 
 def unfit_moment(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> str | None:
-    """Where a saved optimizer's momenta are not of their parameters' shapes; None if nowhere.
+    """Where a saved optimizer lacks momenta, or has others than its parameters'; None if nowhere.
 
-    ``state`` is a state dict with as many groups and parameters as ``optimizer`` has.
+    ``state`` is a state dict with as many groups and parameters as ``optimizer`` has. Parameters
+    that never had a gradient have no momenta; that none has any is damage.
     """
+    wanted = _moments(optimizer)
+    if wanted and not state["state"]:
+        return "optimizer_states/0/state"
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for number, entries in state["state"].items():
         place = f"optimizer_states/0/state/{number}"
         if number not in range(len(parameters)) or not isinstance(entries, dict):
             return place
-        shapes = (torch.Size(()), parameters[number].shape)  # Adam counts its steps in a tensor
+        if entries.keys() != wanted:
+            return place
         for name, value in entries.items():
-            if isinstance(value, Tensor) and value.shape not in shapes:
+            # Adam counts its steps in a tensor, of float32 whatever the parameter is.
+            expected = torch.zeros(()) if name == "step" else parameters[number]
+            if mismatch(expected, value) is not None:
                 return f"{place}/{name}"
     return None
+
+
+def _moments(optimizer: torch.optim.Optimizer) -> set[str]:
+    """What an optimizer of `make_optimizer` keeps for each parameter."""
+    if isinstance(optimizer, torch.optim.AdamW):
+        return {"step", "exp_avg", "exp_avg_sq"}
+    return {"momentum_buffer"} if optimizer.defaults["momentum"] else set()

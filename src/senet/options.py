@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields, replace
@@ -13,6 +14,7 @@ import yaml  # type: ignore[import-untyped,unused-ignore]
 from jsonargparse import ArgumentParser
 
 from .errors import UserError, nearest
+from .sites import MOST_HIDDEN
 
 __all__ = [
     "TrainOptions",
@@ -135,9 +137,14 @@ class TrainOptions:
     limit_batches: int | None = None
 
     def __post_init__(self) -> None:
-        for field in fields(self):  # 16 and 16.0 are one value, and are written alike
-            if field.type == "float":
-                object.__setattr__(self, field.name, float(getattr(self, field.name)))
+        for field in fields(self):
+            value, kind = getattr(self, field.name), str(field.type)
+            if value is None and "None" not in kind:
+                raise UserError(f"{field.name} is null, but must have a value")
+            if value in _NULLS and "None" in kind:  # as on the command line and in YAML
+                object.__setattr__(self, field.name, None)
+            if kind == "float":  # 16 and 16.0 are one value, and are written alike
+                object.__setattr__(self, field.name, float(value))
         object.__setattr__(self, "reduction", _one_or_each(self.reduction))
         if self.sites is not None:
             object.__setattr__(self, "sites", str(self.sites))
@@ -180,6 +187,7 @@ class TrainOptions:
         return replace(self, model=self.model.removeprefix("se_"), **plain)
 
 
+_NULLS = ("null", "Null", "NULL", "~")
 _SE = (
     *("placement", "sites", "reduction", "hidden", "min_hidden", "divisor", "bias"),
     *("gate", "activation", "squeeze", "se_lr", "warm_start"),
@@ -196,26 +204,40 @@ def _stage_or_glob(word: str) -> str | int:
     return int(word) if word.isdecimal() else word
 
 
+def _within(least: float, most: float) -> tuple[Callable[[Any], bool], str]:
+    return lambda v: least <= v <= most, f"at least {least:,} and at most {most:,}"
+
+
+_INT64 = 2**63 - 1  # what PyTorch counts with
 _RANGES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
-    (
-        ("epochs", "batch_size", "limit_batches", "image_size", "threads"),
-        lambda v: v >= 1,
-        "at least 1",
-    ),
-    (("workers", "seed", "weight_decay", "warmup_epochs"), lambda v: v >= 0, "0 or more"),
-    (("lr", "se_lr", "gamma", "clip_norm"), lambda v: v > 0, "above 0"),
+    (("model", "data", "data_root", "init"), lambda v: bool(v.strip()), "a name or a folder"),
+    (("epochs", "batch_size", "limit_batches"), *_within(1, 10**9)),
+    (("image_size",), *_within(1, 16_384)),
+    (("threads",), *_within(1, 1024)),
+    (("seed",), *_within(0, _INT64)),
+    (("workers",), lambda v: v >= 0, "0 or more"),
+    (("weight_decay", "warmup_epochs"), *_within(0, 10**9)),
+    (("lr", "se_lr", "gamma", "clip_norm"), lambda v: 0 < v <= 1e38, "above 0, at most 1e38"),
     (
         ("reduction",),
-        lambda v: all(r > 0 for r in v.values()) and bool(v) if isinstance(v, dict) else v > 0,
-        "above 0, for each stage or glob where there are several",
+        lambda v: (
+            all(1e-3 <= r < math.inf for r in v.values()) and bool(v)
+            if isinstance(v, dict)
+            else 1e-3 <= v < math.inf
+        ),
+        "above 0 (0.001 or more), for each stage or glob where there are several",
     ),
-    (("hidden", "min_hidden", "divisor"), lambda v: v >= 1, "at least 1"),
+    (("hidden", "min_hidden", "divisor"), *_within(1, MOST_HIDDEN)),
     (("sites",), lambda v: all(map(str.strip, v.split(","))), "globs or stages, a comma between"),
     (("momentum", "label_smoothing"), lambda v: 0 <= v < 1, "in [0, 1)"),
     (("val_fraction",), lambda v: 0 < v < 1, "above 0, to have images to validate on, and below 1"),
     (("warmup_factor",), lambda v: 0 < v <= 1, "above 0 and at most 1"),
     (("milestones",), lambda v: all(m >= 1 for m in v) and list(v) == sorted(set(v)), "rising"),
-    (("devices",), lambda v: v == "auto" or v >= 1, "auto or at least 1"),
+    (
+        ("devices",),
+        lambda v: v == "auto" or 1 <= v <= 10**6,
+        "auto, or at least 1 and at most 1,000,000",
+    ),
 )
 
 # What a resumed run may be given anew, because the result does not depend on it.
@@ -235,7 +257,9 @@ def changed_option(old: TrainOptions, new: TrainOptions) -> str | None:
 
 def options_yaml(options: TrainOptions) -> str:
     """The options as YAML that `read_options` and ``senet train --config`` take."""
-    return yaml.safe_dump(asdict(options), sort_keys=False)
+    return "".join(
+        f"{name}: {_in_a_line(value, _Quoted)}\n" for name, value in asdict(options).items()
+    )
 
 
 def in_yaml(value: Any) -> str:
@@ -244,16 +268,35 @@ def in_yaml(value: Any) -> str:
     >>> in_yaml(None), in_yaml((30, 60)), in_yaml({"4": 8.0, "*": 4.0})
     ('null', '[30, 60]', "{'4': 8.0, '*': 4.0}")
     """
-    flow = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10**6)
+    return _in_a_line(value, yaml.SafeDumper)
+
+
+class _Quoted(yaml.SafeDumper):  # type: ignore[misc,unused-ignore]
+    """Texts always in quotes: YAML's versions take 1e3, or on, for different things without."""
+
+
+_Quoted.add_representer(
+    str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="'")
+)
+
+
+def _in_a_line(value: Any, dumper: type[yaml.SafeDumper]) -> str:
+    flow: str = yaml.dump(
+        value, Dumper=dumper, default_flow_style=True, sort_keys=False, width=10**6
+    )
     return flow.removesuffix("\n").removesuffix("\n...")
 
 
-def read_options(path: Path) -> TrainOptions:
+def read_options(path: Path, *, whole: bool = False) -> TrainOptions:
     """The options in a YAML file; those it leaves out have their defaults.
+
+    Args:
+        path: the file.
+        whole: it is the config.yaml of a run, which leaves nothing out.
 
     Raises:
         UserError: the file cannot be read, or names an unknown option, or an option has a value
-            of the wrong type.
+            of the wrong type; an option is missing from a file that is to be whole.
     """
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(TrainOptions)
@@ -261,14 +304,20 @@ def read_options(path: Path) -> TrainOptions:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         if not isinstance(values, dict):
             raise UserError("expected lines of the form `option: value`")
+        missing = [field.name for field in fields(TrainOptions) if field.name not in values]
+        if whole and missing:
+            raise UserError(
+                f"cut short or edited, {', '.join(missing[:3])}{', …' * (len(missing) > 3)} "
+                f"{'is' if len(missing) == 1 else 'are'} missing; restore it from a copy"
+            )
         return TrainOptions(**parser.parse_object(values).as_dict())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"cannot read {path}: {' '.join(str(error).split())}") from None
     except argparse.ArgumentError as error:
         known = [field.name for field in fields(TrainOptions)]
         raise UserError(f"{path}: {in_one_line(error, known)}") from None
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
 
 
 def in_one_line(error: Exception, known: Iterable[str]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
@@ -18,8 +18,8 @@ from .given import check_network
 from .graph import Graph, Node
 from .regions import Transformation
 from .sites import PLACEMENTS, Plan, Site, SiteFilter, Skipped
-from .tracing import trace
-from .transformations import find_transformations
+from .tracing import ForwardError, trace
+from .transformations import Findings, find_transformations
 
 __all__ = ["Reduction", "default_input_size", "forward_arguments", "plan"]
 
@@ -79,7 +79,7 @@ def plan(
     """
     check_network(model)
     if placement not in PLACEMENTS:
-        raise UserError(f"unknown placement {placement!r}; {nearest(placement, PLACEMENTS)}")
+        raise UserError(f"unknown placement {placement!r}; {nearest(str(placement), PLACEMENTS)}")
     options = BlockOptions(
         hidden=hidden,
         min_hidden=min_hidden,
@@ -109,24 +109,30 @@ def _whole_plan(
     reduction: Reduction,
 ) -> Plan:
     backbone = getattr(model, "backbone", None)
+    refused: ForwardError | None = None
     if scope is None and isinstance(backbone, nn.Module):
         if example_inputs is None:
             # A backbone takes images; what stands around it (a detector) may want much more.
             size = default_input_size(model) if input_size is None else input_size
             try:
                 inner = _whole_plan(backbone, size, None, "", placement, options, reduction)
-            except UserError:
-                inner = None  # not a backbone of images after all
-            if inner is not None:
                 return _below_prefix(inner, "backbone")
+            except ForwardError as error:
+                refused = error  # perhaps it takes what a module before it makes of an image
         scope = "backbone"
     scope = _checked_scope(model, scope or "")
     inputs, keywords = forward_arguments(model, input_size, example_inputs)
-    graph = trace(model, inputs, keywords)
+    try:
+        graph = trace(model, inputs, keywords)
+    except ForwardError as error:
+        if refused is None:
+            raise
+        raise ForwardError(f"{error}; its backbone alone: {refused}") from error
     modules = dict(model.named_modules(remove_duplicate=False))
-    transformations, skipped = find_transformations(graph)
+    findings = find_transformations(graph)
+    skipped = findings.skipped
     chosen: list[Site] = []
-    for transformation in transformations:
+    for transformation in findings.found:
         for placed in place(graph, modules, transformation, placement):
             if isinstance(placed, Skipped):
                 skipped.append(placed)
@@ -134,9 +140,10 @@ def _whole_plan(
                 continue  # two branches of one sum share what comes after it, and its shortcut
             elif _below(placed.path, scope):
                 chosen.append(_site(graph, placed, transformation, placement, options, reduction))
-    skipped += _plain_units(graph, transformations)
+    skipped += _plain_units(graph, findings)
     size = graph.nodes[0].shape[1:] if graph.nodes else ()
-    return Plan(tuple(chosen), tuple(e for e in skipped if _below(e.path, scope)), size)
+    left = dict.fromkeys(entry for entry in skipped if _below(entry.path, scope))
+    return Plan(tuple(chosen), tuple(left), size)
 
 
 def _below_prefix(inner: Plan, prefix: str) -> Plan:
@@ -174,10 +181,17 @@ def forward_arguments(
             raise UserError("input_size= and example_inputs= say the same twice; give one of them")
         if isinstance(example_inputs, Mapping):
             return (), dict(example_inputs)
-        single = isinstance(example_inputs, Tensor)
-        return (example_inputs,) if single else tuple(example_inputs), {}
-    size = default_input_size(model) if input_size is None else tuple(input_size)
-    if not size or any(not isinstance(n, int) or n < 1 for n in size):
+        if isinstance(example_inputs, Tensor):
+            return (example_inputs,), {}
+        if not isinstance(example_inputs, tuple | list):
+            raise UserError(
+                f"example_inputs={example_inputs!r} is no tensor, tuple of positional or dict of "
+                "keyword arguments"
+            )
+        return tuple(example_inputs), {}
+    size = default_input_size(model) if input_size is None else input_size
+    whole = isinstance(size, Sequence) and all(isinstance(n, int) and n > 0 for n in size)
+    if not (whole and size):
         raise UserError(f"input_size={size} is not (C, H, W) of positive whole numbers")
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     return (torch.zeros(1, *size, dtype=like.dtype, device=like.device),), {}
@@ -241,11 +255,16 @@ def _reduction(reduction: Reduction, stage: int, path: str) -> float:
     return 16
 
 
-def _plain_units(graph: Graph, transformations: list[Transformation]) -> list[Skipped]:
-    """Convolutions outside every transformation: the stem, shortcuts, and what comes after."""
+def _plain_units(graph: Graph, findings: Findings) -> list[Skipped]:
+    """Convolutions outside every transformation: the stem, shortcuts, and what comes after.
+
+    Those of sums and concatenations that were left out have the reasons of these.
+    """
+    transformations = findings.found
     if not transformations or transformations[0].kind == "chain":
         return []
-    inside = downsampling = 0
+    inside, downsampling = findings.without, 0
+    body = {graph.nodes[each.end].module.partition(".")[0] for each in transformations}
     for each in transformations:
         inside |= each.region
         for shortcut in each.shortcuts:
@@ -255,9 +274,11 @@ def _plain_units(graph: Graph, transformations: list[Transformation]) -> list[Sk
     for node in graph.nodes:
         if node.kind != "conv" or (inside >> node.index) & 1:
             continue
+        # What stands in the body, between blocks, is no stem, but the network's first layer is.
+        outside = not reasons or node.module.partition(".")[0] not in body
         if (downsampling >> node.index) & 1:
             reason = "a downsample path, the shortcut of a sum"
-        elif node.index <= first:
+        elif node.index <= first and outside:
             reason = "a stem, before the first transformation"
         else:
             reason = "a convolution outside every transformation"

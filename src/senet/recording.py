@@ -110,7 +110,7 @@ class Recorder(TorchFunctionMode):
         self.nodes: list[Node] = []
         self.calls: list[Call] = []
         self.running: list[str] = [""]
-        self.entered: list[tuple[int, ...]] = []
+        self.entered: list[tuple[tuple[int, ...], int | None]] = []
         self.node_of: dict[int, int] = {}
         self.stacked: dict[int, int] = {}  # along which dimension, of the node of a stack
         self.kept: list[Tensor] = []  # an id is only good while its tensor lives
@@ -130,13 +130,14 @@ class Recorder(TorchFunctionMode):
     def _enter(self, path: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, keywords: Any) -> None:
             self.running.append(path)
-            self.entered.append(self._nodes_in((args, keywords)))
+            first = self.node_of.get(id(args[0])) if args else None
+            self.entered.append((self._nodes_in((args, keywords)), first))
 
         return hook
 
     def _leave(self, path: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            inputs = self.entered.pop()
+            inputs, first = self.entered.pop()
             for tensor in tree_leaves(output):
                 # Scripted functions are not seen by the mode: the module stands for them.
                 if isinstance(tensor, Tensor) and id(tensor) not in self.node_of and inputs:
@@ -144,7 +145,7 @@ class Recorder(TorchFunctionMode):
                     dim = like.channel_dim if tensor.dim() == len(like.shape) else None
                     self._add(tensor, type(module).__name__, "other", inputs, dim)
             self.running.pop()
-            self.calls.append(Call(path, inputs, self._nodes_in(output)))
+            self.calls.append(Call(path, inputs, self._nodes_in(output), first))
 
         return hook
 

@@ -10,13 +10,13 @@ from .graph import Graph, Node
 
 __all__ = [
     "REARRANGING",
-    "SLICING",
     "Transformation",
     "before_scaling",
     "convolutions",
     "existing_gate",
     "gate_on",
     "goes_up",
+    "is_depthwise",
     "is_feature_map",
     "is_pooled",
     "projects_only",
@@ -24,7 +24,7 @@ __all__ = [
     "unit_end",
 ]
 
-SLICING = {"getitem", "split", "chunk", "narrow", "split_with_sizes", "tensor_split"}
+_SLICING = {"getitem", "split", "chunk", "narrow", "split_with_sizes", "tensor_split"}
 REARRANGING = {
     *("permute", "transpose", "movedim", "swapaxes"),
     *("view", "reshape", "flatten", "unflatten", "contiguous"),
@@ -42,7 +42,8 @@ class Transformation:
         end: the node that leaves it, before drop-path and layer-scale.
         join: the sum or concatenation it feeds; for "inception" and "chain" its own end.
         region: bit set of the nodes that compute it.
-        shortcuts: the other terms of the sum, for "residual".
+        shortcuts: the other terms of the sum, for "residual"; for "dense" those of the sum that
+            takes another part of what it makes (DPN), else none.
         path: a module to name it by.
     """
 
@@ -100,6 +101,11 @@ def convolutions(graph: Graph, bits: int) -> list[Node]:
     return [node for node in graph.members(bits) if node.kind == "conv"]
 
 
+def is_depthwise(node: Node) -> bool:
+    """A convolution of each channel by itself."""
+    return node.kind == "conv" and node.groups > 1 and node.groups == node.channels
+
+
 def projects_only(graph: Graph, bits: int) -> bool:
     """One convolution, or a depthwise and a pointwise one, and no non-linearity after it."""
     found = convolutions(graph, bits)
@@ -155,7 +161,7 @@ def before_scaling(graph: Graph, term: int) -> int:
             "neg",
             "negative",
         )
-        sliced = node.op in SLICING and node.module == graph.nodes[term].module
+        sliced = node.op in _SLICING and node.module == graph.nodes[term].module
         if not (scaled or node.kind == "drop" or node.op in REARRANGING or sliced):
             break
         node = graph.nodes[node.parents[0]]

@@ -20,8 +20,9 @@ __all__ = [
     "begin_directory",
     "check_data",
     "check_directory",
-    "has_weights",
+    "clear_leftovers",
     "is_helper",
+    "weights_fault",
     "with_absolute_paths",
 ]
 
@@ -66,7 +67,8 @@ def check_directory(out: Path, options: TrainOptions, *, resume: bool) -> RunRec
     if resume:
         _check_options(out, options)
         _check_files(out)
-    elif _has_results(out):
+        return _with_its_options(out, read_record(out / LAST))
+    if _has_results(out):
         raise UserError(
             f"{out} holds another run; add --resume to go on with it, or name another directory"
         )
@@ -74,7 +76,7 @@ def check_directory(out: Path, options: TrainOptions, *, resume: bool) -> RunRec
 
 
 def _check_options(out: Path, options: TrainOptions) -> None:
-    old = with_absolute_paths(read_options(out / CONFIG))
+    old = with_absolute_paths(read_options(out / CONFIG, whole=True))
     name = changed_option(old, options)
     if name is None:
         return
@@ -85,6 +87,21 @@ def _check_options(out: Path, options: TrainOptions) -> None:
         f"{name} is {in_yaml(getattr(options, name))} but the run in {out} has "
         f"{in_yaml(getattr(old, name))}; leave it out to resume, or {otherwise}"
     )
+
+
+def _with_its_options(out: Path, record: RunRecord) -> RunRecord:
+    """The record of a run, which was trained with the options that are in its config.yaml."""
+    from .checkpoints import LAST
+
+    trained = record.options
+    written = read_options(out / CONFIG, whole=True)
+    if trained is not None and (name := changed_option(trained, written)):
+        raise UserError(
+            f"{name} is {in_yaml(getattr(written, name))} in {out / CONFIG}, but "
+            f"{in_yaml(getattr(trained, name))} in {LAST}: one was edited, or is another run's; "
+            "put it back to resume, or train into another directory"
+        )
+    return record
 
 
 def _check_files(out: Path) -> None:
@@ -128,21 +145,33 @@ def check_data(out: Path, record: RunRecord, now: DataRecord) -> None:
         )
 
 
-def has_weights(out: Path) -> bool:
-    """Whether the exported network of a run is there."""
-    return (out / runs.WEIGHTS).exists() and (out / runs.CARD).exists()
+def weights_fault(out: Path) -> str | None:
+    """What keeps the exported network of a run from being used; None where nothing does."""
+    if not ((out / runs.WEIGHTS).exists() and (out / runs.CARD).exists()):
+        return "missing"
+    try:
+        runs.load(out)
+    except UserError:
+        return "damaged"
+    return None
+
+
+def clear_leftovers(out: Path) -> None:
+    """Remove what a killed process left half written in a run directory."""
+    if is_helper():
+        return
+    for path in [*out.glob("*"), *(out / "checkpoints").glob("*")]:
+        if runs.is_temporary(path):
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                raise UserError(f"cannot remove {path}: {error.strerror}") from None
 
 
 def begin_directory(out: Path, options: TrainOptions) -> None:
-    """Make the directory, clear away what a killed process left half written, note the options."""
+    """Make the directory and note the options there."""
     if is_helper():
         return
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the run directory {out}: {error.strerror}") from None
-    for path in [*out.iterdir(), *(out / "checkpoints").glob("*")]:
-        if runs.is_temporary(path):
-            path.unlink()
+    runs.make_directory(out)
     text = f"# senet train --config {CONFIG} --out DIR\n{options_yaml(options)}"
     runs.atomic_write(out / CONFIG, lambda file: file.writelines([text.encode()]))

@@ -6,12 +6,12 @@ rebuild the network and to prepare images for it. Nothing here is ever unpickled
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
 import secrets
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
 from fnmatch import fnmatch
 from importlib import metadata
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
+from .cards import CARD, ModelCard
 from .errors import UserError
 
 __all__ = [
@@ -30,15 +31,15 @@ __all__ = [
     "differences",
     "is_temporary",
     "load",
+    "make_directory",
     "package_versions",
     "plan_of",
     "read_card",
     "save_model",
 ]
 
-CARD = "model.json"
 WEIGHTS = "model.safetensors"
-_FORMAT = 1
+_CHECKSUM = "sha256"
 _LEFTOVER = ".senet-{}.tmp"
 
 
@@ -86,125 +87,6 @@ def is_temporary(path: Path) -> bool:
     return fnmatch(Path(path).name, _LEFTOVER.format("*"))
 
 
-@dataclass(frozen=True)
-class ModelCard:
-    """What a network is and how it wants its images: ``model.json``.
-
-    Args:
-        name: As ``create_model`` takes it.
-        num_classes: Outputs.
-        plan: The document of the ``Plan`` that was attached; None for a plain network.
-        classes: Names by label.
-        mean: Subtracted from the red, green and blue channel (of 1).
-        std: Divided by.
-        image_size: Height and width in pixels.
-        versions: Package → version that trained it.
-        data: The data set or folder it was trained on.
-        seed: Of the run.
-        top1: Accuracy on the held-out images, of 1; None if not known.
-    """
-
-    name: str
-    num_classes: int
-    plan: dict[str, Any] | None
-    classes: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    image_size: int
-    versions: dict[str, str]
-    data: str
-    seed: int
-    top1: float | None = None
-
-    def to_json(self) -> str:
-        """The card as a JSON document that ``from_json`` takes."""
-        return json.dumps({"format": _FORMAT} | asdict(self), indent=2, allow_nan=False) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str, *, source: str | Path = CARD) -> ModelCard:
-        """Read a card; ``UserError`` names ``source`` and the key that is not as it should be.
-
-        Keys it does not know are passed over, so that later versions may add some.
-        """
-        try:
-            document = json.loads(text)
-        except ValueError as error:  # RecursionError and the like are no card either
-            raise UserError(f"{source}: not JSON: {error}") from error
-        except RecursionError as error:
-            raise UserError(f"{source}: not a model card: nested too deeply") from error
-        if not isinstance(document, dict):
-            raise UserError(f"{source}: not a model card: a JSON object was expected")
-        if document.get("format") != _FORMAT:
-            raise UserError(
-                f"{source}: format is {_shown(document.get('format'))}; "
-                f"this version of senet reads format {_FORMAT}"
-            )
-        for field in fields(cls):
-            if field.name not in document:
-                raise UserError(f"{source}: key {field.name!r} is missing")
-            fits, wanted = _CHECKS[field.name]
-            if not fits(document[field.name]):
-                raise UserError(
-                    f"{source}: {field.name!r} is {_shown(document[field.name])}; it must be "
-                    f"{wanted}"
-                )
-        card = cls(**{field.name: _frozen(document[field.name]) for field in fields(cls)})
-        if len(card.classes) != card.num_classes:
-            raise UserError(
-                f"{source}: 'classes' has {len(card.classes)} names, "
-                f"but 'num_classes' is {card.num_classes}"
-            )
-        return card
-
-
-def _shown(value: Any) -> str:
-    """A value of a document, short enough for one line."""
-    text = json.dumps(value)
-    return text if len(text) <= 40 else text[:37] + "..."
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _is_int(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
-
-
-def _are_numbers(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 3 and all(map(_is_number, value))
-
-
-def _are_names(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(v, str) for v in value)
-
-
-_Check = tuple[Callable[[Any], bool], str]
-_NAME: _Check = (lambda v: isinstance(v, str) and bool(v), "a name")
-_COUNT: _Check = (lambda v: _is_int(v, 1), "a whole number, at least 1")
-
-_CHECKS: dict[str, _Check] = {
-    "name": _NAME,
-    "num_classes": _COUNT,
-    "plan": (lambda v: v is None or isinstance(v, dict), "an object, or null"),
-    "classes": (_are_names, "a list of names"),
-    "mean": (_are_numbers, "a list of three numbers"),
-    "std": (lambda v: _are_numbers(v) and min(v) > 0, "a list of three numbers above 0"),
-    "image_size": _COUNT,
-    "versions": (
-        lambda v: isinstance(v, dict) and all(isinstance(each, str) for each in v.values()),
-        "an object of strings",
-    ),
-    "data": _NAME,
-    "seed": (lambda v: isinstance(v, int) and not isinstance(v, bool), "a whole number"),
-    "top1": (lambda v: v is None or (_is_number(v) and 0 <= v <= 1), "in [0, 1], or null"),
-}
-
-
 def package_versions() -> dict[str, str]:
     """Versions of Python, senet and the packages that decide what a run computes."""
     versions = {"python": platform.python_version()}
@@ -225,23 +107,54 @@ def plan_of(model: nn.Module) -> dict[str, Any] | None:
 
 
 def save_model(directory: Path, model: nn.Module, card: ModelCard) -> None:
-    """Write ``model.safetensors`` and ``model.json`` into ``directory``, each whole."""
+    """Write ``model.safetensors`` and ``model.json`` into ``directory``, each whole.
+
+    The weights carry their own checksum, which `load` looks at: a moment after one of the two
+    files was written the other may still be an earlier epoch's.
+    """
     from safetensors.torch import save
 
     directory = Path(directory)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make {str(directory)!r}: {error.strerror}") from error
+    make_directory(directory)
     # Clones, since safetensors refuses tensors that share memory, as tied weights do.
     weights = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in model.state_dict().items()
     }
-    data = save(weights, metadata={"format": "pt"})
+    data = _noted(save(weights, metadata={"format": "pt"}), _checksum(weights))
     text = card.to_json().encode()
-    atomic_write(directory / WEIGHTS, lambda file: file.write(data))
+    atomic_write(directory / WEIGHTS, lambda file: file.writelines(data))
     atomic_write(directory / CARD, lambda file: file.write(text))
+
+
+def _noted(data: bytes, checksum: str) -> tuple[bytes, ...]:
+    """A safetensors file with a checksum among its metadata, in parts.
+
+    Not by save(metadata=), which puts several entries in another order each time.
+    """
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header["__metadata__"][_CHECKSUM] = checksum
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little"), text, data[end:]
+
+
+def _checksum(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names, types, shapes and bytes, whatever order they are stored in."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def make_directory(directory: Path) -> None:
+    """Make a directory and those it is in; `UserError` where that cannot be."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make {str(directory)!r}: {error.strerror}") from error
 
 
 def read_card(run: Path) -> ModelCard:
@@ -296,8 +209,7 @@ def load(
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors import SafetensorError, safe_open
 
     with path.open("rb") as file:
         start = file.read(4)
@@ -307,11 +219,16 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
             "not opened, since a pickle can run any program"
         )
     try:
-        return load_file(path)
+        with safe_open(path, framework="pt") as file:
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            noted = (file.metadata() or {}).get(_CHECKSUM)
     except (SafetensorError, OSError, KeyError) as error:
         raise UserError(
             f"{str(path)!r} is damaged or not a safetensors file: {_first_line(error)}"
         ) from error
+    if noted is not None and noted != _checksum(weights):  # others' files have none
+        raise UserError(f"{str(path)!r} is damaged: its checksum is not that of its weights")
+    return weights
 
 
 def _rebuild(card: ModelCard, source: Path) -> nn.Module:
@@ -340,22 +257,32 @@ def _rebuild(card: ModelCard, source: Path) -> nn.Module:
 def differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
     """What keeps one state dict from the place of another, in a phrase; "" where nothing does.
 
+    Floating-point types stand for one another, for networks are trained in one and used in
+    another; 8 bits do not, which are no weights without a scale.
+
     >>> differences({"a": torch.zeros(1), "b": torch.zeros(1)}, {"a": torch.zeros(2)})
     "lacks 'b', has another shape for 'a'"
+    >>> differences({"a": torch.zeros(1)}, {"a": torch.zeros(1, dtype=torch.int8)})
+    "has numbers of another kind for 'a'"
     """
+    pairs = {key: (expected[key], found[key]) for key in expected.keys() & found.keys()}
     phrases = [
         *_listed("lacks", expected.keys() - found.keys()),
         *_listed("has", found.keys() - expected.keys(), "too many"),
         *_listed(
-            "has another shape for",
-            (
-                key
-                for key in expected.keys() & found.keys()
-                if expected[key].shape != found[key].shape
-            ),
+            "has another shape for", (key for key, (a, b) in pairs.items() if a.shape != b.shape)
+        ),
+        *_listed(
+            "has numbers of another kind for",
+            (key for key, (a, b) in pairs.items() if _kind(a) != _kind(b)),
         ),
     ]
     return ", ".join(phrases)
+
+
+def _kind(tensor: Tensor) -> object:
+    wide = tensor.is_floating_point() and tensor.element_size() > 1
+    return "floating point" if wide else tensor.dtype
 
 
 def _listed(verb: str, keys: Iterable[str], end: str = "") -> list[str]:

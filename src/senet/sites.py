@@ -6,12 +6,15 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from fnmatch import fnmatchcase
-from typing import Any, overload
+from typing import Any, get_origin, get_type_hints, overload
 
 from .block import BlockOptions
 from .errors import UserError, nearest
 
-__all__ = ["PLACEMENTS", "Plan", "Site", "SiteFilter", "Skipped"]
+__all__ = ["MOST_HIDDEN", "PLACEMENTS", "Plan", "Site", "SiteFilter", "Skipped"]
+
+MOST_HIDDEN = 65_536
+"""The widest hidden layer that an option or a document may ask for; a slip is far wider."""
 
 PLACEMENTS = ("standard", "pre", "post", "identity", "inner")
 """Which tensor of a residual block is gated (the journal's ablation)."""
@@ -158,8 +161,8 @@ class Plan(Sequence[Site]):
                 raise UserError(f"plan has version {document['version']!r}; this senet reads 1")
             return cls(
                 sites=tuple(_site(entry) for entry in document["sites"]),
-                skipped=tuple(Skipped(e["path"], e["reason"]) for e in document["skipped"]),
-                input_size=tuple(int(n) for n in document["input_size"]),
+                skipped=tuple(Skipped(**_typed(Skipped, e)) for e in document["skipped"]),
+                input_size=_sizes(document["input_size"]),
             )
         except UserError:
             raise
@@ -205,9 +208,41 @@ def _site(entry: dict[str, Any]) -> Site:
     known = {f.name for f in fields(Site)}
     if unknown := set(entry) - known:
         raise UserError(f"plan has an unknown key {min(unknown)!r}; {nearest(min(unknown), known)}")
-    block = BlockOptions(**entry["block"])
-    values = entry | {"block": block, "positions": tuple(entry["positions"])}
-    return Site(**values)
+    block = BlockOptions(**_typed(BlockOptions, entry["block"]))
+    values = entry | {"block": block, "positions": _sizes(entry["positions"])}
+    site = Site(**_typed(Site, values))
+    if not (1 <= site.hidden <= MOST_HIDDEN and block.width(site.channels) == site.hidden):
+        raise UserError(f"plan has hidden {site.hidden} at {site.path!r}, which it cannot be")
+    return site
+
+
+def _sizes(values: Any) -> tuple[int, ...]:
+    if not (isinstance(values, list) and all(_is_a(size, int) for size in values)):
+        raise UserError(f"plan has a shape {_short(values)}, which is no list of whole numbers")
+    return tuple(values)
+
+
+def _typed(kind: type, entry: dict[str, Any]) -> dict[str, Any]:
+    """The entries of a document, each a value of its field's type and of a size that can be."""
+    for name, hint in get_type_hints(kind).items():
+        wanted = get_origin(hint) if get_origin(hint) is tuple else hint
+        if name in entry and not _is_a(entry[name], wanted):
+            raise UserError(f"plan has {name} {_short(entry[name])}, which it cannot be")
+    return entry
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    if isinstance(value, bool):  # which is an int to Python
+        return kind is bool
+    if kind is float:
+        kind = int | float
+    right = isinstance(value, kind)
+    return right and (not isinstance(value, int | float) or abs(value) < 2**63)
+
+
+def _short(value: Any) -> str:
+    text = repr(value) if not isinstance(value, int) or abs(value) < 2**63 else "of many digits"
+    return text if len(text) <= 40 else text[:37] + "..."
 
 
 def _aligned(rows: list[tuple[str, ...]]) -> list[str]:

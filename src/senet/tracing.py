@@ -19,7 +19,11 @@ from .given import check_network, copied, preserved_generators, to_meta
 from .graph import Graph
 from .recording import Recorder
 
-__all__ = ["meta_copy", "trace"]
+__all__ = ["ForwardError", "meta_copy", "trace"]
+
+
+class ForwardError(UserError):
+    """The forward of a network fails on the input that it was given."""
 
 
 def meta_copy(model: nn.Module) -> nn.Module:
@@ -43,7 +47,8 @@ def trace(model: nn.Module, inputs: tuple[Any, ...], keywords: Mapping[str, Any]
         inputs, keywords: the arguments of its forward.
 
     Raises:
-        UserError: the model is not a plain, initialised module, or its forward fails.
+        ForwardError: its forward fails on these arguments.
+        UserError: the model is not a plain, initialised module, or cannot be copied.
     """
     check_network(model)
     twin = meta_copy(model)
@@ -67,10 +72,10 @@ def trace(model: nn.Module, inputs: tuple[Any, ...], keywords: Mapping[str, Any]
             raise _failed(model, (inputs, dict(keywords)), error) from error
 
 
-def _failed(model: nn.Module, inputs: Any, error: Exception) -> UserError:
+def _failed(model: nn.Module, inputs: Any, error: Exception) -> ForwardError:
     shapes = [tuple(x.shape) for x in tree_leaves(inputs) if isinstance(x, Tensor)]
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return UserError(
+    return ForwardError(
         f"the forward of {type(model).__name__} failed on input of shape "
         f"{', '.join(map(str, shapes)) or 'none'}: {reason}; "
         "give input_size=(C, …) or example_inputs= that it accepts"

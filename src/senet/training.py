@@ -25,8 +25,9 @@ from .resumption import (
     begin_directory,
     check_data,
     check_directory,
-    has_weights,
+    clear_leftovers,
     is_helper,
+    weights_fault,
     with_absolute_paths,
 )
 from .verification import verify
@@ -91,17 +92,14 @@ def train(
     """
     out, options = Path(out), with_absolute_paths(options)
     plain = plain_twin(options) if options.twin else None
-    if (
-        plain is not None
-        and options.init
-        and not resume
-        and runs.read_card(Path(options.init)).plan is not None
-    ):
-        raise UserError(f"twin needs a plain run to start both from; init {options.init} has SE")
     tell = _say_nothing if is_helper() else say
-    with _threads(options.threads):
+    with _threads(options.threads), memory_told():
         if plain is not None:  # before hours are spent on the first of the two
-            check_directory(out / TWIN, plain, resume=resume)
+            record = check_directory(out / TWIN, plain, resume=resume)
+            if plain.init and not record.rows and runs.read_card(Path(plain.init)).plan is not None:
+                raise UserError(
+                    f"twin needs a plain run to start both from; init {plain.init} has SE"
+                )
         result = _train_one(options, out, resume=resume, bar=bar, say=tell)
         if plain is None:
             return result
@@ -130,10 +128,12 @@ def _train_one(
     from .checkpoints import LAST, best_row, read_record, write_metrics
 
     record = check_directory(out, options, resume=resume)
+    clear_leftovers(out)
+    fault = weights_fault(out) if record.rows and not is_helper() else None
     finished = len(record.rows) >= options.epochs
     if finished:
         write_metrics(out, record.rows)
-        if has_weights(out) or is_helper():
+        if fault is None:
             return _finished(out, record, say)
     data_options = data_options_of(options)
     data = load_data(data_options)
@@ -141,9 +141,9 @@ def _train_one(
     check_data(out, record, now)
     if beside is not None:
         check_data(beside, read_record(beside / LAST), now)
-    if record.rows and not has_weights(out) and not is_helper():
+    if fault is not None:
         restore_weights(out, options, data)
-        say(f"{out}: {runs.WEIGHTS} was missing, written anew from the best checkpoint")
+        say(f"{out}: {runs.WEIGHTS} was {fault}, written anew from the best checkpoint")
     if finished:
         return _finished(out, record, say)
 
@@ -198,8 +198,8 @@ def restore_weights(out: Path, options: TrainOptions, data: ImageData) -> None:
 
     if not (out / BEST).exists():
         raise UserError(
-            f"{out} has neither {runs.WEIGHTS} with {runs.CARD} nor {BEST}; restore one of them "
-            "from a copy, or train again into another directory"
+            f"{out} has neither {runs.WEIGHTS} and {runs.CARD} in one piece nor {BEST}; restore "
+            "one of them from a copy, or train again into another directory"
         )
     states = WholeFiles().load_checkpoint(out / BEST)["state_dict"]
     weights = {name.removeprefix("model."): tensor for name, tensor in states.items()}
@@ -339,6 +339,7 @@ def export(
         data=options.data,
         seed=options.seed,
         top1=row.val_top1,
+        val_fraction=options.val_fraction,
     )
     runs.save_model(out, model, card)
 
@@ -362,3 +363,19 @@ def _threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def memory_told() -> Iterator[None]:
+    """Have a network or a batch that memory cannot hold told as the user's to mend."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and not any(
+            words in str(error) for words in ("can't allocate memory", "not enough memory")
+        ):
+            raise
+        raise UserError(
+            "not enough memory for this network, or for its batches; try a smaller --batch_size, "
+            "--image_size, --hidden or network"
+        ) from error

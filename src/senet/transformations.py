@@ -8,47 +8,93 @@ convolution units. All are read off the graph; no class is known by name.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 
-from .concatenations import concatenated, concatenations
+from .concatenations import cell, concatenated, concatenations
 from .graph import Graph, Node
-from .regions import Transformation, roots, unit_end
+from .regions import (
+    Transformation,
+    existing_gate,
+    gate_on,
+    goes_up,
+    is_depthwise,
+    roots,
+    unit_end,
+)
 from .sites import Skipped
 from .sums import residual
 
-__all__ = ["find_transformations"]
+__all__ = ["Findings", "find_transformations"]
 
 
-def find_transformations(graph: Graph) -> tuple[list[Transformation], list[Skipped]]:
-    """All transformations of a network in order, and the sums and concatenations left out.
+@dataclass
+class Findings:
+    """What a network has.
+
+    Args:
+        found: its transformations.
+        skipped: the sums and concatenations left out.
+        without: bit set of the nodes that compute those left out, up to where they fork.
+    """
+
+    found: list[Transformation] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+    without: int = 0
+
+
+def find_transformations(graph: Graph) -> Findings:
+    """All transformations of a network in order, and what was left out.
 
     Convolution units are transformations only where there is nothing else (plain stacks).
     """
-    found: list[Transformation] = []
-    skipped: list[Skipped] = []
+    all_cells = (cell(graph, node, terms) for node, terms in concatenations(graph))
+    cells = [one for one in all_cells if one]
+    result = Findings()
+    for one in cells:
+        if gate := existing_gate(graph, one.region) or gate_on(graph, one.end):
+            reason = "an existing SE block or channel gate in a cell or after it"
+            result.skipped.append(Skipped(gate.module or one.path, reason))
+            result.without |= graph.inside(one.path)
+        else:
+            result.found.append(one)
     for node, terms in roots(graph, "add"):
-        _sort(residual(graph, node, terms, found), found, skipped)
+        if not any((one.region >> node.index) & 1 for one in cells):
+            _sort(graph, terms, node, residual(graph, node, terms, result.found), result)
+    branches = result.without  # of sums: no units of a stack
     for node, terms in concatenations(graph):
-        _sort(concatenated(graph, node, terms, found), found, skipped)
-    gated = any("existing" in entry.reason for entry in skipped)
-    if not found and not gated:
-        found = list(_chain(graph))
-    unique = {entry.end: entry for entry in reversed(found)}
-    return sorted(unique.values(), key=lambda t: t.end), skipped
+        whole = [*cells, *(t for t in result.found if t not in cells)]
+        _sort(graph, terms, node, concatenated(graph, node, terms, whole), result)
+    gated = any("existing" in entry.reason for entry in result.skipped)
+    if not result.found and not gated:
+        result.found = list(_chain(graph, branches))
+    unique = {entry.end: entry for entry in reversed(result.found)}
+    result.found = sorted(unique.values(), key=lambda t: t.end)
+    return result
 
 
 def _sort(
-    results: list[Transformation] | Skipped | None,
-    found: list[Transformation],
-    skipped: list[Skipped],
+    graph: Graph,
+    terms: tuple[int, ...],
+    node: Node,
+    found: list[Transformation] | Skipped | None,
+    into: Findings,
 ) -> None:
-    if isinstance(results, Skipped):
-        skipped.append(results)
-    elif results:
-        found.extend(results)
+    if isinstance(found, Skipped):
+        into.skipped.append(found)
+        start = graph.common_ancestor(terms)
+        region = 0 if start is None else graph.between(start, node.index)
+        # Long skips go round much that is left out, or not, for reasons of its own.
+        if not goes_up(graph, region) and not any((region >> t.join) & 1 for t in into.found):
+            into.without |= region
+    elif found:
+        into.found.extend(found)
 
 
-def _chain(graph: Graph) -> Iterator[Transformation]:
-    """conv(-norm)(-activation) units; where there are depthwise + pointwise pairs, each pair."""
+def _chain(graph: Graph, branches: int) -> Iterator[Transformation]:
+    """conv(-norm)(-activation) units; where there are depthwise + pointwise pairs, each pair.
+
+    Those in ``branches``, a bit set of nodes, run beside others and are no units.
+    """
     units: list[tuple[Node, Node]] = []
     depthwise: dict[int, Node] = {}
     for conv in graph.nodes:
@@ -56,7 +102,9 @@ def _chain(graph: Graph) -> Iterator[Transformation]:
         # Neither norm nor activation (an embedding, a head), or nothing to squeeze: no unit.
         if conv.kind != "conv" or end == conv or all(n == 1 for n in end.positions):
             continue
-        if conv.groups > 1 and conv.groups == conv.channels:
+        if (branches >> conv.index) & 1:
+            continue
+        if is_depthwise(conv):
             depthwise[end.index] = conv
         else:
             units.append((conv, end))

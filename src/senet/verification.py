@@ -53,9 +53,17 @@ def verify(model: nn.Module, x: Any) -> list[BlockCheck]:
     float32 unless it is in bfloat16 or its parameters are of several types. So that the weights
     of the day do not matter (last affines set to zero, a warm start's zero matrix), parameters of
     the copy that are all zero and the blocks' second matrices are replaced by random ones. Each
-    block must be where it was put, run exactly once, and get a finite, non-zero gradient on its
-    gate. Where the forward itself turns autograd off, another forward with the block's output
-    changed shows that it is at work, and it counts as frozen.
+    block must be where it was put, run exactly once, on values that differ between samples,
+    and get a finite, non-zero gradient on its gate. Where the forward itself turns autograd off,
+    another forward with the block's gates changed shows that it is at work, and it counts as
+    frozen.
+
+    Then the copy runs as it is, norm and block as the operation that the wrapper chooses, and in
+    training mode where its forward takes the same ``x`` there. Each operation must compute what
+    the two modules do, and gradients must come to the parameters that they came to before.
+
+    Nothing ties a block to a wrapper but its place: two blocks that changed places are two healthy
+    blocks, though their weights were trained for others.
 
     Args:
         model: a network with SE, by `attach` or `adopt` or with `SqueezeExcite` in its own code.
@@ -81,9 +89,8 @@ def verify(model: nn.Module, x: Any) -> list[BlockCheck]:
     frozen = {
         path: not any(p.requires_grad for p in block.parameters()) for path, block in blocks.items()
     }
-    with preserved_generators(model), torch.inference_mode(False), torch.enable_grad():
-        torch.manual_seed(0)
-        observations = Trial(model, x).observe()
+    with preserved_generators(model) as seed, torch.inference_mode(False), torch.enable_grad():
+        observations = Trial(model, x, seed).observe()
     checks = []
     for path, observed in observations.items():
         if problem := _problem(observed, frozen[path]):
@@ -187,18 +194,28 @@ def _problem(observed: Observed, frozen: bool) -> str | None:
         )
     if observed.calls > 1:
         return f"the block was called {observed.calls} times in one forward; the module is shared"
+    if not observed.varies:
+        return (
+            "it is fed by a dead branch: what it gates is the same for all samples "
+            "(a constant, a branch multiplied by zero, units that never fire)"
+        )
     if not observed.reached and not observed.enters:
         return "no gradient reaches the block; what it makes does not enter the output"
-    if not observed.reached:
-        if frozen or not observed.recorded:
-            return None
+    if not observed.reached and observed.recorded and not frozen:
         return (
             "no gradient reaches the block, though what it makes enters the output: it is "
             "detached on the way; freeze the block (requires_grad_(False)) or let gradients pass"
         )
-    if not 0 < observed.gate_gradient < float("inf"):
+    if observed.reached and not 0 < observed.gate_gradient < float("inf"):
+        return f"the gradient on its gate is {observed.gate_gradient:g}; values go out of range"
+    if observed.differs:
         return (
-            f"the gradient on its gate is {observed.gate_gradient:g}; it is fed by a dead branch "
-            "(constant zero, or values out of range)"
+            "norm and block as one operation are not the two one after the other: "
+            f"{observed.differs}; set implementation = 'reference' on the wrapper, and report it"
+        )
+    if observed.untrained and not frozen:
+        return (
+            f"no finite gradient comes to its {observed.untrained}, though one does where the "
+            "block is watched; the forward may use the block in evaluation mode alone"
         )
     return None

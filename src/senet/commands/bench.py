@@ -58,7 +58,9 @@ def parser() -> ArgumentParser:
     made.add_argument(
         "--layout", type=str, default="nchw", help=f"layout of the images: {', '.join(LAYOUTS)}"
     )
-    made.add_argument("--dtype", type=str, default="float32", help="float32, or bfloat16 autocast")
+    made.add_argument(
+        "--dtype", type=str, default="float32", help="float32, or autocast to bfloat16 or float16"
+    )
     made.add_argument("--rounds", type=int, default=15, help="rounds that count")
     made.add_argument("--device", type=str, default="cpu", help="auto, cpu, cuda, …")
     made.add_argument("--threads", type=int | None, default=None, help="CPU threads; null is all")

@@ -85,9 +85,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _data(given: Namespace, run: Path, card: runs.ModelCard) -> ImageData:
-    """The images, held out as they were in training."""
-    config = run / CONFIG
-    options = read_options(config) if config.exists() else TrainOptions()
+    """The images, held out as they were in training: all that this takes is in the card."""
+    config = run / CONFIG  # what it adds is where data sets are kept
+    options = read_options(config, whole=True) if config.exists() else TrainOptions()
     data = load_data(
         DataOptions(
             data=given.data or card.data,
@@ -97,7 +97,7 @@ def _data(given: Namespace, run: Path, card: runs.ModelCard) -> ImageData:
             workers=given.workers,
             image_size=card.image_size,
             augment=False,
-            val_fraction=options.val_fraction,
+            val_fraction=card.val_fraction,
             seed=card.seed,
         )
     )

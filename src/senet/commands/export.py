@@ -69,7 +69,7 @@ def parser() -> ArgumentParser:
         "--tolerance",
         type=float,
         default=1e-4,
-        help="largest difference of a logit, in units of the largest logit where that is above 1",
+        help="largest difference of a logit, as a share of the largest logit",
     )
     made.add_argument("--batch", type=int, default=1, help="images in a batch that is timed")
     return made
@@ -164,8 +164,8 @@ def _generated(card: runs.ModelCard, whence: str) -> tuple[Tensor, str]:
 
 def _tell(shipment: Shipment, given: Namespace, whence: str, plain: str) -> int:
     compared = (
-        f"largest difference {shipment.difference:.1e} (tolerance {given.tolerance:g}, "
-        f"logits up to {shipment.largest:.3g}) on {whence}"
+        f"largest difference {shipment.difference:.1e} of the largest logit, "
+        f"{shipment.largest:.3g} (tolerance {given.tolerance:g}), on {whence}"
     )
     if not shipment.files:
         print(f"senet: {given.out} was not written: {compared}", file=sys.stderr)

@@ -69,14 +69,19 @@ def parse(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:
     known = [name for action in parser._actions for name in action.option_strings]
     spelled = [_with_underscores(argument) for argument in argv]
     try:
-        return parser.parse_args(spelled)
+        given = parser.parse_args(spelled)
     except argparse.ArgumentError as error:
         line = _in_plain_words(error, parser) or in_one_line(
             error, [name for name in known if name.startswith("--")]
         )
         raise UserError(f"{line} ({parser.prog} --help lists the options)") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except UserError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"the configuration cannot be read: {error}") from None
+    if empty := [name for name, value in vars(given).items() if value == ""]:
+        raise UserError(f"{empty[0]} is empty; give a value ({parser.prog} --help)")
+    return given
 
 
 def _in_plain_words(error: argparse.ArgumentError, parser: ArgumentParser) -> str | None:

@@ -233,7 +233,9 @@ def _reference(value: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], Any]:
 def _constant(kind: str, value: Any) -> Any:
     if kind == "as_none":
         return None
-    if kind in ("as_int", "as_ints", "as_float", "as_floats", "as_bool", "as_bools", "as_string"):
+    if kind == "as_float":
+        return float(value)  # infinities are text
+    if kind in ("as_int", "as_ints", "as_bool", "as_bools", "as_string"):
         return value
     if kind == "as_scalar_type":
         return _DTYPES[value]

@@ -64,7 +64,8 @@ class GatedConvolution(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """conv(h), gated. h: (N, C_in, H, W)."""
-        return _scaled(self.conv(h), self.gate(h))
+        s = self.gate(h)
+        return _scaled(self.conv(h), s)
 
 
 class GatedMap(nn.Module):

@@ -10,10 +10,13 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 
-__all__ = ["KEY", "Job", "Runner", "exported_program"]
+__all__ = ["KEY", "OPSET", "Job", "Runner", "exported_program"]
 
 KEY = "senet"
 """The name under which the model card stands in a file."""
+
+OPSET = 20
+"""The version of ONNX's operators that is written unless told otherwise."""
 
 Runner = Callable[[Tensor], Tensor]
 """Images float32 (N, 3, H, W) on the CPU → logits (N, classes)."""
@@ -33,7 +36,7 @@ class Job:
     model: nn.Module
     example: Tensor
     document: str
-    opset: int
+    opset: int = OPSET
 
 
 def exported_program(job: Job) -> torch.export.ExportedProgram:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from ..deployment import Report, deploy
 from ..errors import UserError
 from ..runs import ModelCard, atomic_write
-from .job import Job, Runner
-from .table import FORMATS, Format
+from .job import OPSET, Job, Runner
+from .table import FORMATS
 
 __all__ = ["Shipment", "Timing", "ship"]
 
@@ -44,8 +44,8 @@ class Shipment:
 
     Args:
         files: that were written; none where the difference was too large.
-        difference: the largest between logits there and in PyTorch, over all images, in units of
-            the largest logit where that is above 1.
+        difference: the largest between logits there and in PyTorch, over all images, by the
+            largest logit.
         largest: the largest logit in PyTorch, absolute.
         timing: None where nothing was kept.
         report: what deployment rewrote; None for the network as it was trained.
@@ -67,7 +67,7 @@ def ship(
     format: str = "onnx",
     plain: nn.Module | None = None,
     as_trained: bool = False,
-    opset: int = 20,
+    opset: int = OPSET,
     tolerance: float = 1e-4,
     batch: int = 1,
 ) -> Shipment:
@@ -121,14 +121,14 @@ def ship(
             twin = row.run(beside)[1]
         repeats = -(-batch // len(images))
         timing = _timed(runner, twin, images.repeat(repeats, 1, 1, 1)[:batch])
-        return Shipment(_keep(made, out, row), difference, largest, timing, report)
+        return Shipment(_keep(made, out), difference, largest, timing, report)
 
 
 def _difference(runner: Runner, images: Tensor, expected: Tensor) -> float:
     found = torch.cat([runner(images), runner(images[:1])])
     wanted = torch.cat([expected, expected[:1]])
-    unit = wanted.abs().max().clamp(min=1)
-    return ((found - wanted).abs().max() / unit).item()
+    largest = wanted.abs().max().item()
+    return (found - wanted).abs().max().item() / (largest or 1.0)
 
 
 def _timed(runner: Runner, twin: Runner | None, images: Tensor) -> Timing:
@@ -150,7 +150,7 @@ def _seconds(runner: Runner, images: Tensor) -> float:
     return time.perf_counter() - start
 
 
-def _keep(made: Path, out: Path, row: Format) -> tuple[Path, ...]:
+def _keep(made: Path, out: Path) -> tuple[Path, ...]:
     """Copy what was made to its place; what is named in the end is whole."""
     others = sorted(path for path in made.parent.iterdir() if path.is_file() and path != made)
     if others:
