@@ -21,7 +21,15 @@ from senet.fitting import fit, make_trainer, seed_everything
 from senet.optimization import make_optimizer, make_schedule
 from senet.options import TrainOptions, changed_option, options_yaml, read_options
 from senet.runs import CARD, WEIGHTS, read_card
-from senet.training import CONFIG, build, check_wiring, memory_told, plain_twin, train
+from senet.training import (
+    CONFIG,
+    build,
+    check_wiring,
+    data_options_of,
+    memory_told,
+    plain_twin,
+    train,
+)
 from senet.verification import VerificationError
 
 COLUMNS = [field.name for field in fields(EpochRow)]
@@ -467,3 +475,18 @@ def test_memory_that_is_not_there_is_told_in_a_line() -> None:
     assert "\n" not in str(caught.value)
     with pytest.raises(RuntimeError, match="shape"), memory_told():  # a fault of ours is one
         torch.zeros(2, 3) @ torch.zeros(2, 3)
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "size"),
+    [
+        ("se_resnet20", "some/folder", 32),
+        ("resnet50", "some/folder", 224),
+        ("se_resnet20", "digits", None),
+    ],
+)
+def test_a_folder_is_seen_at_the_size_that_the_network_is_for(
+    model: str, data: str, size: int | None
+) -> None:
+    assert data_options_of(TrainOptions(model=model, data=data)).image_size == size
+    assert data_options_of(TrainOptions(model=model, data=data, image_size=48)).image_size == 48

@@ -201,9 +201,7 @@ def _uniform(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 def _is_traced(x: Tensor) -> bool:
-    return (
-        torch.compiler.is_compiling() or torch.jit.is_tracing() or isinstance(x, torch.fx.Proxy)
-    )
+    return torch.compiler.is_compiling() or torch.jit.is_tracing() or isinstance(x, torch.fx.Proxy)
 
 
 def _scaled(u: Tensor, s: Tensor) -> Tensor:

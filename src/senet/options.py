@@ -38,7 +38,7 @@ class TrainOptions:
         data_root: Where downloaded data sets are kept.
         download: Fetch a data set that is not there yet.
         image_size: Height and width the network sees, in pixels; null takes the data set's own,
-            224 for a folder.
+            for a folder the network's (32 for resnet20, 224 for resnet50).
         val_fraction: Share of the images held out for validation where a data set has no
             validation part of its own.
         augment: Random crop and flip of the training images, as fits the data set.

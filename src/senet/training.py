@@ -16,6 +16,7 @@ from torch import nn
 from . import models, runs
 from .adoption import ADOPTED_ATTRIBUTE
 from .block import SqueezeExcite
+from .catalogue import CATALOGUE
 from .data import DataOptions, ImageData, load_data, train_loader, val_loader
 from .errors import UserError
 from .insertion import attached_plan, detach
@@ -213,9 +214,11 @@ def restore_weights(out: Path, options: TrainOptions, data: ImageData) -> None:
 
 
 def data_options_of(options: TrainOptions) -> DataOptions:
-    """The part of the options that `senet.data` takes."""
+    """The part of the options that `senet.data` takes; a folder's images get the network's size."""
     names = [field.name for field in fields(DataOptions)]
     values = {name: getattr(options, name) for name in names}
+    if options.image_size is None and options.data not in CATALOGUE:
+        values["image_size"] = models.native_input_size(options.model)[1]
     return DataOptions(**values | {"data_root": Path(options.data_root)})
 
 

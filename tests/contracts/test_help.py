@@ -91,7 +91,10 @@ def test_plan_has_the_options_of_the_function() -> None:
 
 
 def test_the_size_of_images_in_a_folder_is_told(capfd: pytest.CaptureFixture[str]) -> None:
-    assert "the data set's own, 224 for a folder" in help_of("train", capfd)
+    assert (
+        "the data set's own, for a folder the network's (32 for resnet20, 224 for resnet50)"
+        in help_of("train", capfd)
+    )
 
 
 def test_training_options_have_a_line_and_a_default_each(
