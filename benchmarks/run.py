@@ -93,7 +93,7 @@ def main() -> None:
                     progress=lambda what, title=title: status.update(title + what),
                 )
                 torch.compiler.reset()
-        for layout in ("nchw", "channels_last"):
+        for layout in dict.fromkeys(one.setting.layout for one in found):
             show([one for one in found if one.setting.layout == layout], f"{name}, {layout}")
         path = RESULTS / f"{name.removeprefix('timm/')}.csv"
         text = merged(path, as_csv(name, found))
