@@ -193,7 +193,9 @@ class Trial:
         self.blocks = dict(blocks_by_path(self.twin))
         self.wrappers = dict(recalibrated_modules(self.twin))
         for path, wrapper in self.wrappers.items():
-            compare = partial(_compare, self.observed.get(path, Observed()))
+            # Marked here and not where it is defined: marking imports the compiler.
+            apart = torch.compiler.disable(_compare)
+            compare = partial(apart, self.observed.get(path, Observed()))
             wrapper.register_forward_hook(compare, with_kwargs=True, prepend=True)
         for module in self.twin.modules():
             # Only what is around the blocks: dropped-out parts stay as they are.
@@ -352,7 +354,6 @@ def _moved(block: SqueezeExcite) -> set[str]:
     }
 
 
-@torch.compiler.disable
 @torch.no_grad()
 def _compare(
     observed: Observed, wrapper: nn.Module, args: tuple[Any, ...], kwargs: Any, output: Any
