@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
-from senet.benchmarking import Measured, Setting, measure
-from senet.commands.bench import as_csv, show
+from senet.benchmarking import Measured, Setting, as_csv, measure, records
+from senet.commands.bench import show
 from senet.contenders import contenders
 from senet.runs import atomic_write
 
@@ -42,7 +42,7 @@ def main() -> None:
         found += measure(rows, setting, rounds=given.rounds, progress=print)
         torch.compiler.reset()
     show(found, f"{given.network}, {given.device}, bfloat16, channels-last")
-    text = as_csv(given.network, found)
+    text = as_csv(records(given.network, found))
     out = RESULTS if given.device == "cuda" else RESULTS.with_stem(f"gpu-{given.device}")
     atomic_write(out, lambda file: file.write(text.encode()))
     print(f"written: {out}")

@@ -9,16 +9,16 @@ ratio of wall-clock seconds. Writes results/imports.csv with medians and quartil
 from __future__ import annotations
 
 import argparse
-import csv
-import datetime
-import platform
 import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import torch
+from senet.benchmarking import as_csv
+from senet.machine import describe
+from senet.runs import atomic_write
+from senet.timing import quartiles
 
 RESULTS = Path(__file__).parent / "results" / "imports.csv"
 BAR = 1.15
@@ -44,13 +44,9 @@ def main() -> None:
             which = (number + turn) % 3
             found[which].append(seconds(names[which]))
     ours, plain, again = found
-    ratio = statistics.quantiles([a / b for a, b in zip(ours, plain, strict=True)], n=4)
-    control = statistics.quantiles([a / b for a, b in zip(again, plain, strict=True)], n=4)
+    ratio, control = quartiles(ours, plain), quartiles(again, plain)
     row = {
-        "date": datetime.date.today().isoformat(),
-        "machine": platform.machine(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
+        **describe(),
         "rounds": rounds,
         "torch_seconds": round(statistics.median(plain), 3),
         "senet_seconds": round(statistics.median(ours), 3),
@@ -59,11 +55,7 @@ def main() -> None:
         "control": round(control[1], 3),
         "control_quartiles": f"{control[0]:.3f}-{control[2]:.3f}",
     }
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    with RESULTS.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(row), lineterminator="\n")
-        writer.writeheader()
-        writer.writerow(row)
+    atomic_write(RESULTS, lambda file: file.write(as_csv([row]).encode()))
     print("\n".join(f"{key:>16}  {value}" for key, value in row.items()))
     print(f"{'bar':>16}  {BAR}: {'met' if ratio[1] <= BAR else 'missed'}")
 

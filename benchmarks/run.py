@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from senet.benchmarking import COLUMNS, Measured, Setting, measure
-from senet.commands.bench import as_csv, show
+from senet.benchmarking import COLUMNS, Measured, Setting, as_csv, measure, records
+from senet.commands.bench import show
 from senet.contenders import contenders
 from senet.models import native_input_size
 from senet.runs import atomic_write
@@ -34,12 +34,11 @@ NETWORKS = (
     "timm/mobilenetv3_large_100",
 )
 TRAINING = ("bytes", "train", "train-compiled")
-BARS = {"bytes": 1.01, "train": 1.05, "train-compiled": 1.04, "infer": 1.03, "infer-compiled": 1.04}
 ONE_LAYOUT = ("onnxruntime", "openvino")
 """Runtimes that choose a layout themselves."""
 
 
-def settings(name: str, columns: list[str], rounds: int) -> list[Setting]:
+def settings(name: str, columns: list[str]) -> list[Setting]:
     size = native_input_size(name)[1]
     found = []
     for column in columns:
@@ -59,11 +58,7 @@ def merged(path: Path, text: str) -> str:
     if path.exists():
         with path.open(newline="") as file:
             kept = [line for line in csv.DictReader(file) if line["column"] not in measured_now]
-    out = io.StringIO()
-    writer = csv.DictWriter(out, list(new[0]), lineterminator="\n", restval="")
-    writer.writeheader()
-    writer.writerows([*kept, *new])
-    return out.getvalue()
+    return as_csv([*kept, *new])
 
 
 def main() -> None:
@@ -84,7 +79,7 @@ def main() -> None:
             }
         found: list[Measured] = []
         with console.status("") as status:
-            for setting in settings(name, given.columns, given.rounds):
+            for setting in settings(name, given.columns):
                 title = f"{name} {setting.column} {setting.layout} ×{setting.batch}: "
                 found += measure(
                     rows,
@@ -96,7 +91,7 @@ def main() -> None:
         for layout in dict.fromkeys(one.setting.layout for one in found):
             show([one for one in found if one.setting.layout == layout], f"{name}, {layout}")
         path = RESULTS / f"{name.removeprefix('timm/')}.csv"
-        text = merged(path, as_csv(name, found))
+        text = merged(path, as_csv(records(name, found)))
         atomic_write(path, lambda file, text=text: file.write(text.encode()))
         print(f"written: {path}")
 

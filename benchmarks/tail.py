@@ -1,20 +1,19 @@
 """SE(BN(x)) over BN(x), forward and backward, at the sites of ResNet-50.
 
-    python benchmarks/tail.py [--rounds 21] [--device cpu]
+    python benchmarks/tail.py [--runs 3] [--rounds 11] [--device cpu]
 
 Each of the four shapes is timed as often as ResNet-50 has it (3, 4, 6, 3 sites), batch 16, as at
 224²; the contenders run in turn, and a round gives each the ratio of its summed time to that of
-`F.batch_norm`. BatchNorm runs twice, as a control. The bars are 1.30 (NCHW) and 1.40
-(channels-last). Writes results/tail.csv, or results/tail-DEVICE.csv.
+`F.batch_norm`. BatchNorm runs twice, as a control, and all of it is done three times. The bars are
+1.30 (NCHW) and 1.40 (channels-last). Writes results/tail.csv, or results/tail-DEVICE.csv.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import statistics
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,10 +22,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from senet.benchmarking import LAYOUTS, quartiles, time_in_turn
+from senet.benchmarking import LAYOUTS, as_csv
 from senet.kernels import Excitation, Norm, norm_excite
 from senet.machine import describe
 from senet.runs import atomic_write
+from senet.timing import quartiles, time_in_turn
 
 RESULTS = Path(__file__).parent / "results"
 SHAPES = ((256, 56, 3), (512, 28, 4), (1024, 14, 6), (2048, 7, 3))
@@ -56,6 +56,18 @@ def operations(device: str) -> dict[str, Callable[[Tensor, Norm, Excitation], Te
     return compared
 
 
+def step(
+    operation: Callable[[Tensor, Norm, Excitation], Tensor],
+    operands: tuple[Tensor, Norm, Excitation],
+    gradient: Tensor,
+    leaves: list[Tensor],
+) -> None:
+    """Forward and backward."""
+    for leaf in leaves:
+        leaf.grad = None
+    operation(*operands).backward(gradient)
+
+
 def measured(device: str, layout: str, rounds: int) -> Iterator[dict[str, object]]:
     """A row for each contender and shape, and the sums over all sites."""
     sums: dict[str, list[float]] = {}
@@ -77,13 +89,8 @@ def measured(device: str, layout: str, rounds: int) -> Iterator[dict[str, object
         x.requires_grad_()
         leaves = [x, *affine, *weights]
 
-        def run(operation: Callable[..., Tensor]) -> None:
-            for leaf in leaves:  # noqa: B023 - called within the loop
-                leaf.grad = None
-            operation(x, norm, block).backward(gradient)  # noqa: B023
-
         runs = {
-            name: (lambda operation=operation: run(operation))
+            name: partial(step, operation, (x, norm, block), gradient, leaves)
             for name, operation in operations(device).items()
         }
         times = time_in_turn(runs, rounds=rounds, device=device)
@@ -114,25 +121,27 @@ def row(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=21, help="rounds a shape")
+    parser.add_argument("--runs", type=int, default=3, help="times that all is done")
+    parser.add_argument("--rounds", type=int, default=11, help="rounds a shape")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    rows = [r for layout in LAYOUTS for r in measured(given.device, layout, given.rounds)]
+    rows = [
+        {"run": number, **entry}
+        for number in range(1, given.runs + 1)
+        for layout in LAYOUTS
+        for entry in measured(given.device, layout, given.rounds)
+    ]
     table = Table(title=f"SE(BN(x)) over BN(x); bars {BARS}", title_justify="left")
-    columns = ("layout", "shape", "row", "ms", "ratio", "ratio_quartiles")
+    columns = ("run", "layout", "shape", "row", "ms", "ratio", "ratio_quartiles")
     for column in columns:
         table.add_column(column)
     for entry in rows:
         table.add_row(*(str(entry[column]) for column in columns))
     Console().print(table)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
     out = RESULTS / ("tail.csv" if given.device == "cpu" else f"tail-{given.device}.csv")
-    atomic_write(out, lambda file: file.write(text.getvalue().encode()))
+    atomic_write(out, lambda file: file.write(as_csv(rows).encode()))
     print(f"written: {out}")
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import csv
 import statistics
 import tempfile
 import time
@@ -29,11 +28,14 @@ from rich.table import Table
 from torch import nn
 from torch.nn import functional as F
 
+from senet.benchmarking import as_csv
 from senet.data import ImageData, load_data, train_loader, val_loader
 from senet.fitting import fit, make_trainer, seed_everything
 from senet.machine import describe
 from senet.optimization import make_optimizer, make_schedule
 from senet.options import TrainOptions
+from senet.runs import atomic_write
+from senet.timing import quartiles
 from senet.training import build, data_options_of
 
 RESULTS = Path(__file__).parent / "results" / "trainer.csv"
@@ -116,13 +118,6 @@ def measure(case: Case, rounds: int) -> dict[str, list[float]]:
     return speeds
 
 
-def quartiles(speeds: list[float], others: list[float]) -> tuple[float, float, float]:
-    """Lower quartile, median and upper quartile of the rounds' ratios."""
-    ratios = [a / b for a, b in zip(speeds, others, strict=True)]
-    low, middle, high = statistics.quantiles(ratios, n=4)
-    return low, middle, high
-
-
 def row_of(case: Case, speeds: dict[str, list[float]], rounds: int) -> dict[str, object]:
     low, ratio, high = quartiles(speeds["ours"], speeds["bare"])
     control_low, control, control_high = quartiles(speeds["again"], speeds["bare"])
@@ -165,11 +160,7 @@ def main() -> None:
     for row in rows:
         table.add_row(*(str(row[name]) for name in COLUMNS))
     Console(width=110).print(table)
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    with given.out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    atomic_write(given.out, lambda file: file.write(as_csv(rows).encode()))
     print(f"written: {given.out}")
 
 

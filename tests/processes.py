@@ -96,6 +96,6 @@ def _command(arguments: list[str], out: Path, err: Path, environment: dict[str, 
     for path, stream in ((out, 1), (err, 2)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+        stream.reconfigure(line_buffering=True)
     torch.set_num_threads(1)
     sys.exit(main(arguments))

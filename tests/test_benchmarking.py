@@ -13,10 +13,11 @@ from torch import nn
 
 from senet import UserError
 from senet.adoption import AdoptedSqueezeExcite
-from senet.benchmarking import CONTROL, PLAIN, Setting, measure, quartiles, time_in_turn
+from senet.benchmarking import CONTROL, PLAIN, Setting, measure
 from senet.cli import main
 from senet.contenders import contenders
 from senet.norm import recalibrated_modules
+from senet.timing import quartiles, time_in_turn
 
 
 def test_ratios_are_of_the_same_round() -> None:

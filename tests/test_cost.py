@@ -180,7 +180,7 @@ class Sleeper(nn.Module):
 @pytest.mark.parametrize("measure", [step_seconds, inference_seconds])
 def test_seconds_are_a_median_after_warm_up(measure: object) -> None:
     model = Sleeper()
-    seconds = measure(model, torch.ones(1, 2), warmup=1, repeats=5)  # type: ignore[operator]
+    seconds = measure(model, torch.ones(1, 2), warmup=1, repeats=5)
     assert model.calls == 6
     assert 0.02 <= seconds < 0.2
 

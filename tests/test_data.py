@@ -45,7 +45,7 @@ def options_for(kind: str, folder: Path, **changes: Any) -> DataOptions:
 
 def epoch_of(loader: ImageLoader, epoch: int) -> tuple[Tensor, Tensor]:
     """All images and labels of an epoch, in order."""
-    loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+    loader.sampler.set_epoch(epoch)
     images, labels = zip(*loader, strict=True)
     return torch.cat(images), torch.cat(labels)
 
@@ -256,7 +256,7 @@ def test_unknown_data(name: str, expected: str) -> None:
 )
 def test_options_out_of_range(name: str, value: float) -> None:
     with pytest.raises(UserError, match=f"{name} is {value}"):
-        DataOptions(**{name: value})  # type: ignore[arg-type]
+        DataOptions(**{name: value})
 
 
 def test_digits_come_fast_enough() -> None:

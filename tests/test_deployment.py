@@ -247,9 +247,9 @@ def test_mistakes_are_told_in_one_line() -> None:
     with pytest.raises(UserError, match="the forward of Sequential failed on input of shape"):
         deploy(model, input_size=(4, 16, 16))
     with pytest.raises(UserError, match=r"'resnet50' is no torch\.nn\.Module"):
-        deploy("resnet50")  # type: ignore[type-var]
+        deploy("resnet50")
     with pytest.raises(UserError, match="the model is compiled"):
-        deploy(torch.compile(model), input_size=SMALL)  # type: ignore[type-var]
+        deploy(torch.compile(model), input_size=SMALL)
 
 
 @pytest.mark.parametrize("gates", ["input", "output"])

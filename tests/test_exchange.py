@@ -111,7 +111,7 @@ def test_small_logits_are_compared_in_their_own_units(
 ) -> None:
     small = network()
     with torch.no_grad():
-        for parameter in small[2][2].parameters():  # type: ignore[index]
+        for parameter in small[2][2].parameters():
             parameter.mul_(1e-6)
     unchanged = exchange_onnx.in_blocks
 
@@ -175,7 +175,7 @@ def test_a_fixed_batch_is_refused_in_a_line(tmp_path: Path) -> None:
 
 def gated(conv: nn.Conv2d, **options: object) -> InputGated:
     torch.manual_seed(1)
-    made = InputGated(conv, SqueezeExcite(conv.out_channels, **options))  # type: ignore[arg-type]
+    made = InputGated(conv, SqueezeExcite(conv.out_channels, **options))
     return made.requires_grad_(False)
 
 
@@ -197,7 +197,7 @@ def test_the_blocked_form_of_a_convolution_computes_the_same(
     block = BLOCKS[name]()
     h = torch.randn(3, block.conv.in_channels, *size)
     form = in_blocks(nn.Sequential(block))
-    assert isinstance(form[0], GatedConvolution)  # type: ignore[index]
+    assert isinstance(form[0], GatedConvolution)
     torch.testing.assert_close(form(h), block(h), rtol=1e-5, atol=1e-6)
 
 
@@ -292,7 +292,7 @@ def changed(path: Path, out: Path, part: str, change: object) -> Path:
             data = old.read(name)
             if name.endswith(part):
                 document = json.loads(data)
-                change(document)  # type: ignore[operator]
+                change(document)
                 data = json.dumps(document).encode()
             new.writestr(name, data)
     return out

@@ -39,7 +39,7 @@ def wrapper(kind: str, **options: object) -> Recalibrated:
     for name, tensor in (*norm.named_parameters(), *norm.named_buffers()):
         if tensor.is_floating_point():
             nn.init.uniform_(tensor, 0.5, 2.0) if "var" in name else nn.init.normal_(tensor)
-    return recalibrate(norm, C, options=BlockOptions(hidden=3, **options)).double()  # type: ignore[arg-type]
+    return recalibrate(norm, C, options=BlockOptions(hidden=3, **options)).double()
 
 
 def steps(model: nn.Module, x: Tensor, count: int = 3) -> dict[str, Tensor]:

@@ -48,7 +48,7 @@ def test_every_option_of_the_blocks_is_one_of_training() -> None:
 def test_each_option_reaches_the_blocks(name: str) -> None:
     torch.manual_seed(0)
     usual, changed = (
-        attached_plan(build(TrainOptions(**given), num_classes=10))  # type: ignore[arg-type]
+        attached_plan(build(TrainOptions(**given), num_classes=10))
         for given in ({}, {name: SE[name]})
     )
     assert usual is not None
@@ -94,7 +94,7 @@ def test_a_hidden_width_and_a_divisor_from_the_command_line(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("name", SE)
 def test_a_plain_network_has_no_options_of_se(tmp_path: Path, name: str) -> None:
-    options = TrainOptions(**{"model": "resnet20", name: SE[name]})  # type: ignore[arg-type]
+    options = TrainOptions(**{"model": "resnet20", name: SE[name]})
     with pytest.raises(UserError, match=f"no SE blocks that {name}=.*its SE twin is 'se_resnet20'"):
         train(options, tmp_path / "run", say=lambda line: None)
     assert not (tmp_path / "run").exists()
@@ -142,7 +142,7 @@ def test_what_makes_no_sense_is_told_in_a_line(
     tmp_path: Path, changes: dict[str, object], words: str
 ) -> None:
     with pytest.raises(UserError) as caught:
-        train(TrainOptions(**changes), tmp_path / "run")  # type: ignore[arg-type]
+        train(TrainOptions(**changes), tmp_path / "run")
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
@@ -157,7 +157,7 @@ def test_a_reduction_of_the_wrong_type(tmp_path: Path, reduction: str) -> None:
 
 
 def test_options_of_se_survive_their_yaml(tmp_path: Path) -> None:
-    options = TrainOptions(**SE)  # type: ignore[arg-type]
+    options = TrainOptions(**SE)
     (tmp_path / "options.yaml").write_text(options_yaml(options))
     assert read_options(tmp_path / "options.yaml") == options
     (tmp_path / "short.yaml").write_text("sites: 4\nreduction: {4: 8}\n")

@@ -31,7 +31,7 @@ def options_for(folder: Path, **changes: object) -> TrainOptions:
     options = TrainOptions(
         data=str(folder), image_size=16, batch_size=4, epochs=2, limit_batches=1, threads=1, lr=0.01
     )
-    return replace(options, **changes)  # type: ignore[arg-type]
+    return replace(options, **changes)
 
 
 def until(words: str) -> Callable[[str], None]:

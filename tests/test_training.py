@@ -189,7 +189,7 @@ def test_the_seed_decides(options: TrainOptions, pair: Path, tmp_path: Path) -> 
 def test_options_reach_the_run(
     options: TrainOptions, tmp_path: Path, changes: dict[str, object]
 ) -> None:
-    chosen = replace(options, twin=False, limit_batches=1, **changes)  # type: ignore[arg-type]
+    chosen = replace(options, twin=False, limit_batches=1, **changes)
     result = train(chosen, tmp_path / "run", say=quiet)
     assert [row.step for row in result.rows] == [1, 2]
     assert read_options(tmp_path / "run" / CONFIG) == chosen
@@ -201,7 +201,7 @@ def test_clipping_and_smoothing_change_the_steps(options: TrainOptions, tmp_path
     weights = []
     for number, changes in enumerate(({}, {"clip_norm": 1e-3}, {"label_smoothing": 0.5})):
         run = tmp_path / str(number)
-        train(replace(plain, **changes), run, say=quiet)  # type: ignore[arg-type]
+        train(replace(plain, **changes), run, say=quiet)
         weights.append(last_weights(run))
     assert not same(weights[0], weights[1])
     assert not same(weights[0], weights[2])
@@ -420,7 +420,7 @@ def test_the_best_row_is_the_first_of_the_equal() -> None:
 )
 def test_values_out_of_range_are_named(changes: dict[str, object], words: str) -> None:
     with pytest.raises(UserError, match=words):
-        TrainOptions(**changes)  # type: ignore[arg-type]
+        TrainOptions(**changes)
 
 
 def test_options_survive_their_yaml(tmp_path: Path) -> None:
@@ -464,7 +464,7 @@ def test_what_changes_the_result_is_found() -> None:
     ],
 )
 def test_devices_that_are_not_there(tmp_path: Path, changes: dict[str, object], words: str) -> None:
-    options = TrainOptions(**changes)  # type: ignore[arg-type]
+    options = TrainOptions(**changes)
     with pytest.raises(UserError, match=words):
         make_trainer(options, tmp_path, export=lambda row: None, report=lambda row: None)
 

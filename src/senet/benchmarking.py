@@ -8,10 +8,11 @@ to is what the machine alone does to a ratio.
 
 from __future__ import annotations
 
+import csv
+import io
 import statistics
 import tempfile
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,8 @@ from .cost import saved_for_backward
 from .deployment import deploy
 from .errors import UserError, nearest
 from .exchange import FORMATS, Job
+from .machine import describe
+from .timing import quartiles, time_in_turn
 
 __all__ = [
     "COLUMNS",
@@ -34,9 +37,9 @@ __all__ = [
     "PLAIN",
     "Measured",
     "Setting",
+    "as_csv",
     "measure",
-    "quartiles",
-    "time_in_turn",
+    "records",
 ]
 
 PLAIN, CONTROL = "plain", "plain again"
@@ -145,37 +148,6 @@ def measure(
     ]
 
 
-def time_in_turn(
-    runs: Mapping[str, Run],
-    *,
-    rounds: int,
-    device: str = "cpu",
-    progress: Callable[[str], None] = lambda _: None,
-) -> dict[str, list[float]]:
-    """Milliseconds of each run in each round; who begins changes from round to round."""
-    names = list(runs)
-    times: dict[str, list[float]] = {name: [] for name in names}
-    for number in range(-2, rounds):  # the first two warm up, and compile
-        progress(f"round {max(number + 1, 0)} of {rounds}")
-        first = number % len(names)
-        for name in names[first:] + names[:first]:
-            begin = _clock(device)
-            runs[name]()
-            elapsed = _clock(device) - begin
-            if number >= 0:
-                times[name].append(1000 * elapsed)
-    return times
-
-
-def quartiles(own: list[float], plain: list[float]) -> tuple[float, float, float]:
-    """Lower quartile, median and upper quartile of the ratios own / plain, pair by pair."""
-    ratios = [a / b for a, b in zip(own, plain, strict=True)]
-    if len(ratios) < 2:
-        return ratios[0], ratios[0], ratios[0]
-    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
-    return low, middle, high
-
-
 def _training(model: nn.Module, setting: Setting, compiled: bool = False) -> Run:
     """Forward, cross-entropy and backward over one batch."""
     model, x = setting.place(model).train(), setting.images()
@@ -252,8 +224,33 @@ def _saved_bytes(model: nn.Module, setting: Setting) -> float:
         return float(saved_for_backward(model, setting.images()))
 
 
-def _clock(device: str) -> float:
-    """Seconds, once the device has done what was asked of it."""
-    if device != "cpu":
-        torch.accelerator.synchronize(torch.device(device))
-    return time.perf_counter()
+def records(network: str, found: Sequence[Measured]) -> list[dict[str, object]]:
+    """The figures as rows of a table, with device and versions."""
+    return [
+        {
+            **describe(one.setting.device),
+            "model": network,
+            "column": one.setting.column,
+            "batch": one.setting.batch,
+            "size": one.setting.size,
+            "layout": one.setting.layout,
+            "dtype": one.setting.dtype,
+            "device_type": one.setting.device,
+            "row": one.row,
+            "value": round(one.value, 3),
+            "unit": "bytes" if one.setting.column == "bytes" else "ms",
+            "ratio": round(one.ratio, 4),
+            "ratio_quartiles": f"{one.low:.4f}-{one.high:.4f}",
+            "rounds": one.rounds,
+        }
+        for one in found
+    ]
+
+
+def as_csv(rows: Sequence[Mapping[str, object]]) -> str:
+    """Rows of the same columns as a table of comma-separated values, with a header."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

@@ -6,7 +6,6 @@ Parameters and MACs are exact; bytes and seconds are those of the device that th
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import UserError
+from .timing import time_in_turn
 from .tracing import meta_copy
 
 __all__ = [
@@ -183,21 +183,8 @@ def _median_seconds(
 ) -> float:
     if warmup < 0 or repeats < 1:
         raise UserError(f"cannot time {repeats} runs after {warmup}; use at least 1 after 0")
-    seconds = []
-    for index in range(warmup + repeats):
-        begin = _clock(device)
-        run()
-        elapsed = _clock(device) - begin
-        if index >= warmup:
-            seconds.append(elapsed)
-    return median(seconds)
-
-
-def _clock(device: torch.device) -> float:
-    """Seconds, once the device has done what was asked of it."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
-    return time.perf_counter()
+    times = time_in_turn({"run": run}, rounds=repeats, warmup=warmup, device=device)
+    return median(times["run"]) / 1000
 
 
 @contextmanager

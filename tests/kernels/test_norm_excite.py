@@ -183,7 +183,7 @@ def test_other_strides_and_broadcast_gradients() -> None:
     results = []
     for name, x in (("aten", strided), ("reference", drawn.x)):
         x.requires_grad_()
-        block = Excitation(*(vectors[n] for n in ("w1", "b1", "w2", "b2")))  # type: ignore[arg-type]
+        block = Excitation(*(vectors[n] for n in ("w1", "b1", "w2", "b2")))
         y = norm_excite(x, Norm(vectors["weight"], vectors["bias"], None, None), block, name)
         # a sum's gradient is an expanded scalar; a transposed one has other strides
         (y.sum() + (y.movedim(1, -1).contiguous() ** 2).sum()).backward()
@@ -244,8 +244,8 @@ def test_only_the_gradients_that_are_asked_for(wanted: str) -> None:
     assert tensor is not None
     tensor.requires_grad_()
     x, weight, bias, w1, b1, w2, b2 = tensors.values()
-    block = Excitation(w1, b1, w2, b2)  # type: ignore[arg-type]
-    y = norm_excite(x, Norm(weight, bias, None, None), block, "aten")  # type: ignore[arg-type]
+    block = Excitation(w1, b1, w2, b2)
+    y = norm_excite(x, Norm(weight, bias, None, None), block, "aten")
     y.backward(drawn.g)
     torch.testing.assert_close(tensor.grad, truth)
     assert all(t is None or t is tensor or t.grad is None for t in tensors.values())
@@ -263,7 +263,7 @@ def test_gradcheck() -> None:
     drawn = draw(case)
     tensors = [drawn.x, *(t for t in drawn.vectors.values() if t is not None)]
 
-    def function(x, weight, bias, w1, b1, w2, b2):  # type: ignore[no-untyped-def]
+    def function(x, weight, bias, w1, b1, w2, b2):
         block = Excitation(w1, b1, w2, b2, case.gate, case.activation)
         return norm_excite(x, Norm(weight, bias, None, None), block, "aten")
 

@@ -194,7 +194,7 @@ def test_unknown_names_get_the_nearest(name: str, near: str) -> None:
 )
 def test_mistakes(options: dict[str, object], message: str) -> None:
     with pytest.raises(UserError) as caught:
-        create_model(**options)  # type: ignore[arg-type]
+        create_model(**options)
     assert message in str(caught.value)
 
 

@@ -149,4 +149,4 @@ def test_stride_in_moves_the_stride() -> None:
             assert stage.unit1.shortcut.conv.stride == (2, 2)
             assert stage.unit2.reduce.conv.stride == (1, 1)
     with pytest.raises(UserError, match=r"stride_in is '1x3'; it can be '1x1' or '3x3'"):
-        resnet50(stride_in="1x3")  # type: ignore[arg-type]
+        resnet50(stride_in="1x3")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -16,14 +14,24 @@ from rich.status import Status
 from rich.table import Table
 
 from .. import models
-from ..benchmarking import COLUMNS, CONTROL, LAYOUTS, PLAIN, Measured, Setting, measure
+from ..benchmarking import (
+    COLUMNS,
+    CONTROL,
+    LAYOUTS,
+    PLAIN,
+    Measured,
+    Setting,
+    as_csv,
+    measure,
+    records,
+)
 from ..contenders import contenders
 from ..errors import UserError
 from ..machine import describe
 from ..runs import atomic_write
 from .parsing import command_parser, parse, pick_device
 
-__all__ = ["as_csv", "main", "parser", "show"]
+__all__ = ["main", "parser", "show"]
 
 _EPILOG = f"""
 Columns: bytes (kept for backward, counted exactly), {", ".join(COLUMNS)}. All networks of a
@@ -82,7 +90,9 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"dtype is {given.dtype!r}, but must be float32, bfloat16 or float16")
     rows = contenders(given.name)
     device = str(pick_device(given.device))
-    size = given.image_size or models.native_input_size(given.name)[1]
+    size = given.image_size
+    if size is None:
+        size = models.native_input_size(given.name)[1]
     settings = list(_settings(given, size, device))
     console = Console(stderr=True)
     found: list[Measured] = []
@@ -96,9 +106,11 @@ def main(argv: Sequence[str]) -> int:
                 progress=partial(_tell, status, title),
             )
     if given.csv is not None:
-        atomic_write(given.csv, lambda file: file.write(as_csv(given.name, found).encode()))
+        atomic_write(
+            given.csv, lambda file: file.write(as_csv(records(given.name, found)).encode())
+        )
     if given.json:
-        print(json.dumps(_records(given.name, found), indent=2))
+        print(json.dumps(records(given.name, found), indent=2))
     else:
         show(found, f"{given.name}, {size}×{size}, {describe(device)['device']}")
     return 0
@@ -145,32 +157,3 @@ def _cell(one: Measured) -> str:
     if one.row == PLAIN:
         return f"{one.value:.1f} ms\n"
     return f"{one.ratio:.3f}\n{one.low:.3f}–{one.high:.3f}"
-
-
-def _records(name: str, found: Sequence[Measured]) -> list[dict[str, object]]:
-    return [
-        {
-            **describe(one.setting.device),
-            "model": name,
-            **one.setting._asdict(),
-            "device_type": one.setting.device,
-            "device": describe(one.setting.device)["device"],
-            "row": one.row,
-            "value": round(one.value, 3),
-            "unit": "bytes" if one.setting.column == "bytes" else "ms",
-            "ratio": round(one.ratio, 4),
-            "ratio_quartiles": f"{one.low:.4f}-{one.high:.4f}",
-            "rounds": one.rounds,
-        }
-        for one in found
-    ]
-
-
-def as_csv(name: str, found: Sequence[Measured]) -> str:
-    """The figures with device and versions, a line each."""
-    records = _records(name, found)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(records[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
-    return text.getvalue()

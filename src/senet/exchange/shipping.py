@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from ..deployment import Report, deploy
 from ..errors import UserError
 from ..runs import ModelCard, atomic_write
+from ..timing import quartiles, time_in_turn
 from .job import OPSET, Job, Runner
 from .table import FORMATS
 
@@ -132,22 +134,15 @@ def _difference(runner: Runner, images: Tensor, expected: Tensor) -> float:
 
 
 def _timed(runner: Runner, twin: Runner | None, images: Tensor) -> Timing:
-    seconds: list[tuple[float, ...]] = []
-    turn = (runner,) if twin is None else (runner, twin)
-    for _ in range(_ROUNDS + 2):
-        seconds.append(tuple(_seconds(each, images) for each in turn))
-    kept = seconds[2:]
-    ms = 1000 * median(each[0] for each in kept)
-    if twin is None:
-        return Timing(ms)
-    return Timing(ms, 1000 * median(each[1] for each in kept), median(a / b for a, b in kept))
-
-
-def _seconds(runner: Runner, images: Tensor) -> float:
-    start = time.perf_counter()
+    runs: dict[str, Callable[[], object]] = {"own": partial(runner, images)}
+    if twin is not None:
+        runs["plain"] = partial(twin, images)
     with torch.inference_mode():
-        runner(images)
-    return time.perf_counter() - start
+        times = time_in_turn(runs, rounds=_ROUNDS)
+    if twin is None:
+        return Timing(median(times["own"]))
+    _, ratio, _ = quartiles(times["own"], times["plain"])
+    return Timing(median(times["own"]), median(times["plain"]), ratio)
 
 
 def _keep(made: Path, out: Path) -> tuple[Path, ...]:

@@ -32,7 +32,7 @@ def forward(block: Excitation, z: Tensor) -> tuple[Tensor | None, Tensor]:
 def gate(block: Excitation, q: Tensor) -> Tensor:
     """s = c · σ(q), (N, C)."""
     s = GATES[block.gate](q)
-    return s if block.gate_scale == 1.0 else s.mul_(block.gate_scale)
+    return s if block.gate_scale == 1.0 else s * block.gate_scale
 
 
 def backward(

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import functional
-
 if TYPE_CHECKING:  # not every build of PyTorch has it
     from torch.distributed import ProcessGroup
 
@@ -63,10 +61,3 @@ class Excitation(NamedTuple):
     activation: str = "relu"
     gate_scale: float = 1.0
     squeeze: str = "avg"
-
-    def __call__(self, z: Tensor) -> Tensor:
-        """s (N, C) of z (N, C), both in z's dtype, whatever the weights have."""
-        w1, b1, b2 = (None if t is None else t.to(z.dtype) for t in (self.w1, self.b1, self.b2))
-        w2, names = self.w2.to(z.dtype), {"gate": self.gate, "activation": self.activation}
-        s = functional.excite(z, w1, w2, b1, b2, **names)
-        return s if self.gate_scale == 1.0 else s * self.gate_scale

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..functional import statistics_dtype
+from . import gate
 from .operands import Excitation, Norm
 from .statistics import update_running
 
@@ -34,7 +35,7 @@ def norm_excite(x: Tensor, norm: Norm, excitation: Excitation) -> Tensor:
         a = a if norm.weight is None else a * norm.weight.to(dtype)
         z = a * (m - mean)
         z = z if norm.bias is None else z + norm.bias.to(dtype)
-        s = excitation(z)
+        s = gate.gate(excitation, gate.forward(excitation, z)[1])
         shift = 0.0 if norm.bias is None else s * norm.bias.to(dtype)
         shift = shift - s * a * mean
         shape = (*s.shape, *(1,) * len(positions))
