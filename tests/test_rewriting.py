@@ -42,6 +42,8 @@ class _Used(nn.Module):
             for module in self.several:
                 x = module(x)
             return x
+        if self.how == "conv's type asked":
+            x = x.to(self.conv.weight.dtype)
         u = self.conv(x)
         if self.how == "written to":
             u[:, :, 0] = 0
@@ -60,12 +62,28 @@ class _Used(nn.Module):
             return y + self.conv(x + 1)
         if self.how == "norm twice":
             return self.norm(y)
+        if self.how == "conv's weight":
+            return y + nn.functional.conv2d(x, self.conv.weight)
+        if self.how == "norm's mean":
+            return y + self.norm.running_mean.reshape(-1, 1, 1)
         return (u, y) if self.how == "returned" else y
 
 
 class _Squeezed(SqueezeExcite):
     def forward(self, u: Tensor) -> Tensor:
         return u + super().forward(u)
+
+
+class _Regularised(nn.Module):
+    """A convolution and its block, and a second output that reads the weights of one of them."""
+
+    def __init__(self, read: str) -> None:
+        super().__init__()
+        self.conv, self.se = nn.Conv2d(3, C, 1), SqueezeExcite(C)
+        self.read = read
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.se(self.conv(x)), self.get_parameter(self.read).square().sum() + 0 * x.sum()
 
 
 def _chain(*modules: nn.Module) -> Callable[[], nn.Module]:
@@ -108,8 +126,14 @@ LEFT: Mapping[str, tuple[Callable[[], nn.Module], tuple[int, ...], str, str]] = 
             "conv twice": "conv runs 2 times",
             "returned": "the output of conv is used elsewhere too",
             "listed": "it may be called by another reference",
+            "conv's weight": "weights of conv are read outside of it",
+            "conv's type asked": "weights of conv are read outside of it",
+            "norm's mean": "weights of it are read outside of it",
         }.items()
     },
+    "block read": (
+        lambda: _Regularised("se.fc1.weight"), SMALL, "se", "weights of it are read outside of it"
+    ),
     "shared": (_shared, SMALL, "2", "1 runs 2 times"),
     "no statistics": (
         _chain(nn.Conv2d(3, C, 3), nn.BatchNorm2d(C, track_running_stats=False)), SMALL, "1",
@@ -154,6 +178,18 @@ LEFT: Mapping[str, tuple[Callable[[], nn.Module], tuple[int, ...], str, str]] = 
     "hooked wrapper": (_hooked("1"), SMALL, "1.norm", "a hook on 1 sees the output of 0"),
 }  # fmt: skip
 """What → network, size of a sample, the module that is left, and the reason given."""
+
+
+def test_a_gate_stays_where_the_convolution_before_it_is_read() -> None:
+    model = _Regularised("conv.weight")
+    fast = deploy(model, input_size=SMALL, gates="input")
+    (rewrite,) = fast.report.rewrites
+    assert (rewrite.what, rewrite.why) == (
+        "gated in place",
+        "weights of conv are read outside of it",
+    )
+    x = images(*SMALL)
+    torch.testing.assert_close(fast(x), model(x))
 
 
 @pytest.mark.parametrize("name", LEFT)

@@ -191,6 +191,8 @@ class _Rewriting:
         conv = self.made_by.get(call.inputs[0])
         if conv is None:
             return "it does not follow a convolution"
+        if self.graph.is_read_outside(conv):
+            return f"weights of {conv} are read outside of it"
         if self.graph.nodes[call.inputs[0]].channel_dim != 1:
             return f"the channels of {conv} are not in the norm's place"
         return self._used_elsewhere(conv, call, path)
@@ -221,6 +223,8 @@ class _Rewriting:
             return "a layer of the block does more than multiply"
         if id(conv) in self.kept:
             return f"{path} may be called by another reference"
+        if self.graph.is_read_outside(path):
+            return f"weights of {path} are read outside of it"
         if not is_convolution(conv):
             return f"the input of a {type(conv).__name__} is not what it convolves"
         (call,) = self.graph.calls_by_path[path]
@@ -237,6 +241,8 @@ class _Rewriting:
             return "it takes or returns more than a tensor"
         if id(module) in self.kept:
             return "it may be called by another reference"
+        if self.graph.is_read_outside(path):
+            return "weights of it are read outside of it"
         return "a hook is on it" if is_hooked(module) else ""
 
     def _used_elsewhere(self, conv: str, call: Call, path: str) -> str:

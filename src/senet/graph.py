@@ -68,10 +68,17 @@ class Graph:
     """Nodes in order of execution, module calls in order of return (inner before outer).
 
     Sets of nodes are bit sets: bit i stands for node i.
+
+    Args:
+        nodes: the tensors.
+        calls: the calls of modules.
+        reads: (owner, reader): of modules whose parameters or buffers are used while another one
+            runs, as in ``F.conv2d(x, self.conv.weight)`` of a module above ``conv``.
     """
 
     nodes: tuple[Node, ...]
     calls: tuple[Call, ...]
+    reads: frozenset[tuple[str, str]] = frozenset()
 
     @cached_property
     def consumers(self) -> tuple[tuple[int, ...], ...]:
@@ -157,6 +164,10 @@ class Graph:
         made = (n for n in self.nodes if n.module == path or n.module.startswith(below))
         return sum(1 << node.index for node in made)
 
+    def is_read_outside(self, path: str) -> bool:
+        """Whether weights of a module, or of one in it, are used by one that is not in it."""
+        return any(_within(path, owner) and not _within(path, by) for owner, by in self.reads)
+
     def entered_at(self, start: int, bits: int) -> bool:
         """Whether the nodes of a bit set were computed from nothing but ``start``."""
         known = bits | 1 << start
@@ -168,3 +179,7 @@ class Graph:
             low = bits & -bits
             yield self.nodes[low.bit_length() - 1]
             bits ^= low
+
+
+def _within(path: str, other: str) -> bool:
+    return not path or other == path or other.startswith(f"{path}.")

@@ -7,10 +7,10 @@ the positions that tap k visits: a linear function of window sums of h (``docs/a
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .block import SqueezeExcite
@@ -77,7 +77,7 @@ def window_means(h: Tensor, conv: Convolution) -> Tensor:
     if _is_pointwise(conv):
         every = [slice(None, None, step) for step in conv.stride]
         lattice = h[(slice(None), slice(None), *every)]
-        return _mean(lattice)
+        return lattice.mean(tuple(range(2, h.dim())))
     t = h
     for dim, size in enumerate(h.shape[2:]):
         taps = visits(
@@ -127,6 +127,7 @@ class InputGated(nn.Module):
         hidden, columns = first.out_features, conv.in_channels * taps
         folded = hidden * columns < weight.numel() + hidden * conv.out_channels
         self.mean: nn.Module = nn.Identity()
+        self.two_steps = self.whole and folded and len(layers) == 2
         if folded:
             layers[0] = _compose(first, _dense(weight, conv.groups), conv.bias)
         else:
@@ -145,16 +146,35 @@ class InputGated(nn.Module):
 
     def gates(self, h: Tensor) -> Tensor:
         """s (N, C) for the convolution's input."""
-        # With one image each operator here counts: between convolutions of half a millisecond
-        # it begins with cold caches, and takes some 20 µs.
-        t = _mean(h) if self.whole else window_means(h, self.conv)
-        if isinstance(self.mean, nn.Conv1d):
-            t = self.mean(t.unsqueeze(2)).squeeze(2)
-        p = self.fc1(t.to(self.fc2.weight.dtype))
-        if not isinstance(self.fc1, nn.Identity):
-            p = ACTIVATIONS[self.options.activation](p)
-        s = GATES[self.options.gate](self.fc2(p))
-        return s if self.options.gate_scale == 1.0 else s * self.options.gate_scale
+        options = self.options
+        p = None if _is_traced(h) else self._first_layer_read(h)
+        if p is None:
+            t = _means(h) if self.whole else window_means(h, self.conv)
+            if isinstance(self.mean, nn.Conv1d):
+                t = self.mean(t.unsqueeze(2)).squeeze(2)
+            p = self.fc1(t.to(self.fc2.weight.dtype))
+        if options.bottleneck:
+            p = ACTIVATIONS[options.activation](p)
+        s = GATES[options.gate](self.fc2(p))
+        return s if options.gate_scale == 1.0 else s * options.gate_scale
+
+    def _first_layer_read(self, h: Tensor) -> Tensor | None:
+        """p (N, hidden) by a sum and a layer that makes a mean of it; None where that is not all.
+
+        With one image each step here counts, Python's too: between convolutions of a millisecond
+        all begins with cold caches. Hence no `nn.Module.__getattr__`, and a layer that is read.
+        """
+        layer = self._modules["fc1"]
+        if not self.two_steps or type(layer) is not nn.Linear:
+            return None
+        parameters = layer._parameters
+        weight, bias = parameters["weight"], parameters["bias"]
+        if bias is None or weight.dtype != h.dtype or layer._forward_hooks:
+            return None
+        if h.dtype != statistics_dtype(h.dtype):  # a sum of halves may overflow, a mean does not
+            return None
+        positions = tuple(range(2, h.dim()))
+        return torch.addmm(bias, h.sum(positions), weight.t(), alpha=h.shape[:2].numel() / h.numel())
 
 
 class OutputGated(nn.Module):
@@ -183,21 +203,8 @@ def refuse_deployed(model: nn.Module) -> None:
             )
 
 
-def _mean(h: Tensor) -> Tensor:
-    """The mean over positions, (N, C)."""
-    whole = h.dtype == statistics_dtype(h.dtype)
-    if _is_traced(h) or not (whole and h.is_contiguous()):
-        return h.mean(tuple(range(2, h.dim())))
-    # As a product of matrix and vector it is one kernel, and wakes no other thread.
-    rows = h.view(-1, h.shape[2:].numel())
-    return torch.mv(rows, _uniform(rows.shape[1], h.dtype, h.device)).view(h.shape[:2])
-
-
-@lru_cache(maxsize=256)
-def _uniform(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """1 / size, ``size`` times."""
-    with torch.inference_mode(False):  # else the one made there could be used nowhere else
-        return torch.full((size,), 1 / size, dtype=dtype, device=device)
+def _means(h: Tensor) -> Tensor:
+    return h.mean(tuple(range(2, h.dim())))
 
 
 def _is_traced(x: Tensor) -> bool:
@@ -205,8 +212,9 @@ def _is_traced(x: Tensor) -> bool:
 
 
 def _scaled(u: Tensor, s: Tensor) -> Tensor:
-    # The layers may be in float32 beside half-precision convolutions.
-    s = s.to(u.dtype).reshape(*s.shape, *(1,) * (u.dim() - s.dim()))
+    if s.dtype != u.dtype:  # layers in float32 beside half-precision convolutions
+        s = s.to(u.dtype)
+    s = s.view(s.shape + (1,) * (u.dim() - 2))
     return u * s if _is_traced(u) else u.mul_(s)
 
 

@@ -114,18 +114,23 @@ class Recorder(TorchFunctionMode):
         self.node_of: dict[int, int] = {}
         self.stacked: dict[int, int] = {}  # along which dimension, of the node of a stack
         self.kept: list[Tensor] = []  # an id is only good while its tensor lives
+        self.owners: dict[int, set[str]] = {}  # of parameters and buffers, by their id
+        self.reads: set[tuple[str, str]] = set()
 
     def run(self, inputs: tuple[Any, ...], keywords: Mapping[str, Any]) -> Graph:
         """The graph of one forward on these arguments."""
         for path, module in self.model.named_modules():
             module.register_forward_pre_hook(self._enter(path), with_kwargs=True)
             module.register_forward_hook(self._leave(path))
+            for tensor in (*module._parameters.values(), *module._buffers.values()):
+                if tensor is not None:
+                    self.owners.setdefault(id(tensor), set()).add(path)
         for tensor in tree_leaves((inputs, dict(keywords))):
             if isinstance(tensor, Tensor):
                 self._add(tensor, "input", "input", (), 1 if tensor.dim() > 1 else None)
         with self:
             self.model(*inputs, **keywords)
-        return Graph(tuple(self.nodes), tuple(self.calls))
+        return Graph(tuple(self.nodes), tuple(self.calls), frozenset(self.reads))
 
     def _enter(self, path: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, keywords: Any) -> None:
@@ -157,6 +162,7 @@ class Recorder(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
+        self._note_owners((args, kwargs))
         parents = self._nodes_in((args, kwargs))
         result = func(*args, **kwargs)
         if not parents:
@@ -209,6 +215,13 @@ class Recorder(TorchFunctionMode):
         over = _argument("dim", 1, args, kwargs, kwargs.get("axis"))
         over = (over,) if isinstance(over, int) else over or ()
         return [d % len(self.nodes[node[0]].shape) for d in over] == [self.stacked[node[0]]]
+
+    def _note_owners(self, tree: Any) -> None:
+        """Note whose parameters are used here by another module than the one they belong to."""
+        for leaf in tree_leaves(tree):
+            owners = self.owners.get(id(leaf)) if isinstance(leaf, Tensor) else None
+            if owners and self.running[-1] not in owners:
+                self.reads |= {(owner, self.running[-1]) for owner in owners}
 
     def _nodes_in(self, tree: Any) -> tuple[int, ...]:
         found = (self.node_of.get(id(x)) for x in tree_leaves(tree) if isinstance(x, Tensor))
