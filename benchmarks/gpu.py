@@ -1,15 +1,18 @@
 """What SE costs a network on a GPU: training and inference, in under eight minutes.
 
-    python benchmarks/gpu.py [--network resnet50]
+    python benchmarks/gpu.py [--network resnet50] [--minutes 8]
 
-bfloat16 autocast, channels-last, compiled, as one would train it; and the tail SE(BN(x)) alone
-(benchmarks/tail.py --device cuda). Prints a short table and writes results/gpu.csv with device
-and versions. The bars are 1.03, training and inference.
+bfloat16 autocast, channels-last; the columns of the bars, compiled, come first. Compiling takes
+most of the time: a column that would take longer than is left, going by the longest so far, is
+left out and said to be. Prints a short table and writes results/gpu.csv, anew after each column,
+with device and versions. The bars are 1.03, training and inference. SE(BN(x)) alone is measured by
+`benchmarks/tail.py --device cuda`.
 """
 
 from __future__ import annotations
 
 import argparse
+import time
 from pathlib import Path
 
 import torch
@@ -20,6 +23,7 @@ from senet.contenders import contenders
 from senet.runs import atomic_write
 
 RESULTS = Path(__file__).parent / "results" / "gpu.csv"
+COLUMNS = ("bytes", "train-compiled", "infer-compiled", "train", "infer")
 ROWS = ("plain", "plain again", "senet", "timm", "torchvision's block")
 
 
@@ -28,23 +32,30 @@ def main() -> None:
     parser.add_argument("--network", default="resnet50")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--minutes", type=float, default=8.0, help="of time for all columns")
     parser.add_argument("--device", default="cuda", help="another one to try the script itself")
     parser.add_argument("--size", type=int, default=224)
     given = parser.parse_args()
     if given.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("no GPU here: torch.cuda.is_available() is false")
     rows = {row: make for row, make in contenders(given.network).items() if row in ROWS}
+    out = RESULTS if given.device == "cuda" else RESULTS.with_stem(f"gpu-{given.device}")
     found: list[Measured] = []
-    for column in ("bytes", "train", "train-compiled", "infer", "infer-compiled"):
+    begin, longest = time.monotonic(), 0.0
+    for column in COLUMNS:
+        started = time.monotonic()
+        if found and started - begin + longest > 60 * given.minutes:
+            print(f"{column}: left out, for want of time (--minutes {given.minutes:g})")
+            continue
         setting = Setting(
             column, given.batch, given.size, "channels_last", given.device, "bfloat16"
         )
         found += measure(rows, setting, rounds=given.rounds, progress=print)
         torch.compiler.reset()
+        text = as_csv(records(given.network, found))
+        atomic_write(out, lambda file, text=text: file.write(text.encode()))
+        longest = max(longest, time.monotonic() - started)
     show(found, f"{given.network}, {given.device}, bfloat16, channels-last")
-    text = as_csv(records(given.network, found))
-    out = RESULTS if given.device == "cuda" else RESULTS.with_stem(f"gpu-{given.device}")
-    atomic_write(out, lambda file: file.write(text.encode()))
     print(f"written: {out}")
 
 

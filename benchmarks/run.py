@@ -1,11 +1,11 @@
 """What SE costs a network on the CPU: every column of docs/benchmarks.md.
 
-    python benchmarks/run.py [--networks resnet50 …] [--columns train infer …] [--rounds 15]
+    python benchmarks/run.py [--networks resnet50 …] [--columns train infer …] [--runs 3]
 
 Ratios to the plain network treated alike, timed in turn within one run (see
 `senet.benchmarking`), batch 16 at 128² for training and the bytes kept for backward, batch 1 and
-8 at the network's own size for inference. Writes results/NETWORK.csv; columns that are not run
-again keep their lines.
+8 at the network's own size for inference. All of it is done ``--runs`` times, each time with
+networks built anew. Writes results/NETWORK.csv; columns that are not run again keep their lines.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from senet.runs import atomic_write
 RESULTS = Path(__file__).parent / "results"
 NETWORKS = (
     "resnet50",
+    "timm/resnet50",
     "timm/resnext50_32x4d",
     "resnet20",
     "bn_inception",
@@ -58,7 +59,7 @@ def merged(path: Path, text: str) -> str:
     if path.exists():
         with path.open(newline="") as file:
             kept = [line for line in csv.DictReader(file) if line["column"] not in measured_now]
-    return as_csv([*kept, *new])
+    return as_csv([{name: line.get(name, "") for name in new[0]} for line in (*kept, *new)])
 
 
 def main() -> None:
@@ -66,7 +67,8 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), metavar="NAME")
     parser.add_argument("--columns", nargs="+", default=["bytes", *COLUMNS], metavar="COLUMN")
     parser.add_argument("--rows", nargs="+", default=None, help="only these contenders, and plain")
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--runs", type=int, default=1, help="times that all is done")
+    parser.add_argument("--rounds", type=int, default=15, help="rounds a run")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
@@ -77,21 +79,24 @@ def main() -> None:
             rows = {
                 row: make for row, make in rows.items() if row in (*given.rows, *list(rows)[:2])
             }
-        found: list[Measured] = []
-        with console.status("") as status:
-            for setting in settings(name, given.columns):
-                title = f"{name} {setting.column} {setting.layout} ×{setting.batch}: "
-                found += measure(
-                    rows,
-                    setting,
-                    rounds=given.rounds,
-                    progress=lambda what, title=title: status.update(title + what),
-                )
-                torch.compiler.reset()
-        for layout in dict.fromkeys(one.setting.layout for one in found):
-            show([one for one in found if one.setting.layout == layout], f"{name}, {layout}")
-        path = RESULTS / f"{name.removeprefix('timm/')}.csv"
-        text = merged(path, as_csv(records(name, found)))
+        lines: list[dict[str, object]] = []
+        for number in range(1, given.runs + 1):
+            found: list[Measured] = []
+            with console.status("") as status:
+                for setting in settings(name, given.columns):
+                    title = f"{name} {setting.column} {setting.layout} ×{setting.batch}: "
+                    found += measure(
+                        rows,
+                        setting,
+                        rounds=given.rounds,
+                        progress=lambda what, title=title: status.update(title + what),
+                    )
+                    torch.compiler.reset()
+            for layout in dict.fromkeys(one.setting.layout for one in found):
+                show([one for one in found if one.setting.layout == layout], f"{name}, {layout}")
+            lines += [{"run": number, **line} for line in records(name, found)]
+        path = RESULTS / f"{name.replace('/', '-')}.csv"
+        text = merged(path, as_csv(lines))
         atomic_write(path, lambda file, text=text: file.write(text.encode()))
         print(f"written: {path}")
 

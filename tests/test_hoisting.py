@@ -164,6 +164,25 @@ def test_autocast_composes_alike(dtype: torch.dtype) -> None:
     torch.testing.assert_close(ours, expected, rtol=8 * torch.finfo(dtype).eps, atol=1e-3)
 
 
+def test_a_hook_on_a_layer_still_waits_for_its_call() -> None:
+    torch.manual_seed(0)
+    gated, h = InputGated(nn.Conv2d(8, 32, 1), SqueezeExcite(32)), torch.randn(2, 8, 9, 9)
+    assert gated.two_steps
+    expected, seen = gated.gates(h), []
+    gated.fc1.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    torch.testing.assert_close(gated.gates(h), expected)
+    assert len(seen) == 1
+
+
+def test_a_sum_of_halves_does_not_overflow() -> None:
+    """64 · 64 positions of 60 sum up to four times the largest float16."""
+    torch.manual_seed(0)
+    conv, se = nn.Conv2d(8, 32, 1).half(), SqueezeExcite(32).half()
+    gates = InputGated(conv, se).gates(torch.full((1, 8, 64, 64), 60.0).half())
+    expected = se.float().gates(conv.float()(torch.full((1, 8, 64, 64), 60.0)))
+    torch.testing.assert_close(gates.float(), expected, rtol=2e-2, atol=2e-2)
+
+
 def test_no_random_number_is_drawn() -> None:
     conv, se = nn.Conv2d(8, 32, 1), SqueezeExcite(32)
     before = torch.get_rng_state()
@@ -180,3 +199,23 @@ def test_the_convolution_keeps_its_own_weights() -> None:
     assert functools.reduce(
         bool.__and__, (torch.equal(t, before[name]) for name, t in conv.state_dict().items())
     )
+
+
+class _Packed(Tensor):
+    """A weight as quantisation leaves it: it can be multiplied by a linear layer, and no more."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.addmm or func is Tensor.t:
+            raise NotImplementedError(func)
+        return super().__torch_function__(func, types, args, kwargs)
+
+
+def test_layers_may_hold_weights_of_their_own_kind() -> None:
+    torch.manual_seed(0)
+    gated, h = InputGated(nn.Conv2d(8, 32, 1), SqueezeExcite(32)), torch.randn(2, 8, 9, 9)
+    expected = gated.gates(h)
+    for layer in (gated.fc1, gated.fc2):
+        layer.weight = nn.Parameter(layer.weight.detach().as_subclass(_Packed))
+    assert type(gated.fc1.weight) is not nn.Parameter
+    torch.testing.assert_close(gated.gates(h).as_subclass(Tensor), expected)

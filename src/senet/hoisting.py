@@ -10,7 +10,6 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .block import SqueezeExcite
@@ -165,16 +164,16 @@ class InputGated(nn.Module):
         all begins with cold caches. Hence no `nn.Module.__getattr__`, and a layer that is read.
         """
         layer = self._modules["fc1"]
-        if not self.two_steps or type(layer) is not nn.Linear:
+        if not self.two_steps or type(layer) is not nn.Linear or layer._forward_hooks:
             return None
         parameters = layer._parameters
-        weight, bias = parameters["weight"], parameters["bias"]
-        if bias is None or weight.dtype != h.dtype or layer._forward_hooks:
+        weight, bias = parameters.get("weight"), parameters.get("bias")
+        if type(weight) is not nn.Parameter or bias is None or weight.dtype != h.dtype:
             return None
         if h.dtype != statistics_dtype(h.dtype):  # a sum of halves may overflow, a mean does not
             return None
-        positions = tuple(range(2, h.dim()))
-        return torch.addmm(bias, h.sum(positions), weight.t(), alpha=h.shape[:2].numel() / h.numel())
+        share = h.shape[:2].numel() / h.numel()
+        return torch.addmm(bias, h.sum(tuple(range(2, h.dim()))), weight.t(), alpha=share)
 
 
 class OutputGated(nn.Module):
