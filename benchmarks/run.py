@@ -1,6 +1,6 @@
 """What SE costs a network on the CPU: every column of docs/benchmarks.md.
 
-    python benchmarks/run.py [--networks resnet50 …] [--columns train infer …] [--runs 3]
+    python benchmarks/run.py [--networks resnet50 …] [--columns train infer …] [--runs 1]
 
 Ratios to the plain network treated alike, timed in turn within one run (see
 `senet.benchmarking`), batch 16 at 128² for training and the bytes kept for backward, batch 1 and
@@ -35,6 +35,7 @@ NETWORKS = (
     "timm/mobilenetv3_large_100",
 )
 TRAINING = ("bytes", "train", "train-compiled")
+KEYS = ("column", "batch", "layout", "row")
 ONE_LAYOUT = ("onnxruntime", "openvino")
 """Runtimes that choose a layout themselves."""
 
@@ -52,13 +53,14 @@ def settings(name: str, columns: list[str]) -> list[Setting]:
 
 
 def merged(path: Path, text: str) -> str:
-    """The new lines, and the old ones of other columns."""
+    """The new lines, and the old ones of what was not measured now."""
     new = list(csv.DictReader(io.StringIO(text)))
-    measured_now = {line["column"] for line in new}
+    measured_now = {tuple(line[name] for name in KEYS) for line in new}
     kept = []
     if path.exists():
         with path.open(newline="") as file:
-            kept = [line for line in csv.DictReader(file) if line["column"] not in measured_now]
+            old = list(csv.DictReader(file))
+        kept = [line for line in old if tuple(line[name] for name in KEYS) not in measured_now]
     return as_csv([{name: line.get(name, "") for name in new[0]} for line in (*kept, *new)])
 
 
@@ -71,6 +73,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15, help="rounds a run")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     given = parser.parse_args()
+    if min(given.runs, given.rounds) < 1:
+        parser.error("--runs and --rounds must be at least 1")
+    if unknown := set(given.columns) - {"bytes", *COLUMNS}:
+        parser.error(f"no such column: {', '.join(sorted(unknown))}")
     torch.set_num_threads(given.threads)
     console = Console(stderr=True)
     for name in given.networks:
@@ -95,10 +101,10 @@ def main() -> None:
             for layout in dict.fromkeys(one.setting.layout for one in found):
                 show([one for one in found if one.setting.layout == layout], f"{name}, {layout}")
             lines += [{"run": number, **line} for line in records(name, found)]
-        path = RESULTS / f"{name.replace('/', '-')}.csv"
-        text = merged(path, as_csv(lines))
-        atomic_write(path, lambda file, text=text: file.write(text.encode()))
-        print(f"written: {path}")
+            path = RESULTS / f"{name.replace('/', '-')}.csv"
+            text = merged(path, as_csv(lines))
+            atomic_write(path, lambda file, text=text: file.write(text.encode()))
+            print(f"written: {path}")
 
 
 if __name__ == "__main__":

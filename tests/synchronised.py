@@ -6,6 +6,7 @@ Usage: synchronised.py FOLDER, an empty one; it gets 0.pt and 1.pt.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from torch.multiprocessing import start_processes
 from torch.nn.parallel import DistributedDataParallel
 
 from senet import recalibrate
+from senet.block import BlockOptions
 
 CHANNELS, SPLIT = 6, (3, 5)
 """The shares are uneven, so that the processes do not weigh the same."""
@@ -52,6 +54,16 @@ def findings(model: nn.Module, x: Tensor, g: Tensor) -> dict[str, Tensor]:
     return {name.removeprefix("module."): t for name, t in found.items() if t is not None}
 
 
+def _by_the_maximum() -> nn.Module:
+    """What has no algebra, so that norm and block have to be called one after the other."""
+    options = BlockOptions(squeeze="max")
+    return recalibrate(nn.SyncBatchNorm(CHANNELS), CHANNELS, options=options).double()
+
+
+def _compiled() -> Callable[[Tensor], Tensor]:
+    return torch.compile(network(nn.SyncBatchNorm), backend="eager")
+
+
 def _work(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
@@ -71,6 +83,12 @@ def _work(rank: int, folder: Path) -> None:
     x, g = (t[: 8 * rank] for t in batch())
     alone = findings(network(nn.SyncBatchNorm), x, g)
     found |= {f"alone.{name}": t for name, t in alone.items()}
+    # PyTorch's own has no form for the CPU, and says so: better than one process's statistics.
+    for name, build in {"max": _by_the_maximum, "compiled": _compiled}.items():
+        try:
+            build()(x)
+        except Exception as error:
+            found[f"said.{name}"] = str(error)
     torch.save(found, folder / f"{rank}.pt")
     dist.destroy_process_group()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -164,14 +165,74 @@ def test_autocast_composes_alike(dtype: torch.dtype) -> None:
     torch.testing.assert_close(ours, expected, rtol=8 * torch.finfo(dtype).eps, atol=1e-3)
 
 
-def test_a_hook_on_a_layer_still_waits_for_its_call() -> None:
+HOOKS: dict[str, Callable[[nn.Module, list[str]], object]] = {
+    "forward": lambda m, seen: m.register_forward_hook(lambda *_: seen.append("called")),
+    "forward pre": lambda m, seen: m.register_forward_pre_hook(lambda *_: seen.append("called")),
+    "backward": lambda m, seen: m.register_full_backward_hook(lambda *_: seen.append("called")),
+    "patched": lambda m, seen: setattr(
+        m, "forward", lambda x, old=m.forward: (seen.append("called"), old(x))[1]
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", HOOKS)
+def test_a_hook_on_a_layer_still_waits_for_its_call(kind: str) -> None:
     torch.manual_seed(0)
     gated, h = InputGated(nn.Conv2d(8, 32, 1), SqueezeExcite(32)), torch.randn(2, 8, 9, 9)
     assert gated.two_steps
+    h.requires_grad_()
     expected, seen = gated.gates(h), []
-    gated.fc1.register_forward_hook(lambda module, inputs, output: seen.append(output))
-    torch.testing.assert_close(gated.gates(h), expected)
-    assert len(seen) == 1
+    HOOKS[kind](gated.fc1, seen)
+    found = gated.gates(h)
+    found.sum().backward()
+    torch.testing.assert_close(found, expected)
+    assert seen == ["called"]
+
+
+def test_under_autocast_a_large_map_stays_finite() -> None:
+    """A sum of 64 · 64 positions of 30 is above the largest float16; their mean is not."""
+    torch.manual_seed(0)
+    conv, se = nn.Conv2d(8, 32, 1), SqueezeExcite(32)
+    h = torch.randn(1, 8, 64, 64) + 30
+    with torch.no_grad(), torch.autocast("cpu", torch.float16):
+        gates, expected = InputGated(conv, se).gates(h), se.gates(conv(h))
+    torch.testing.assert_close(gates.float(), expected.float(), rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_an_empty_batch(kernel: int) -> None:
+    gated = InputGated(nn.Conv2d(8, 32, kernel), SqueezeExcite(32))
+    assert gated(torch.randn(0, 8, 9, 9)).shape == (0, 32, 10 - kernel, 10 - kernel)
+
+
+def test_it_answers_as_the_convolution_did() -> None:
+    conv = nn.Conv2d(8, 32, 1)
+    gated = InputGated(conv, SqueezeExcite(32))
+    assert gated.weight is conv.weight
+    assert gated.kernel_size == (1, 1)
+    assert gated(input=torch.randn(1, 8, 4, 4)).shape == (1, 32, 4, 4)
+    with pytest.raises(AttributeError, match="absent"):
+        gated.absent  # noqa: B018
+    torch.testing.assert_close(copy.deepcopy(gated).weight, conv.weight)
+
+
+def test_it_can_be_traced_symbolically() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(InputGated(nn.Conv2d(8, 32, 1), SqueezeExcite(32)), nn.ReLU())
+    h = torch.randn(2, 8, 5, 5)
+    torch.testing.assert_close(torch.fx.symbolic_trace(model)(h), model(h))
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated:")
+def test_layers_may_be_quantised() -> None:
+    torch.manual_seed(0)
+    gated = InputGated(nn.Conv2d(8, 32, 1), SqueezeExcite(32)).eval()
+    h = torch.randn(2, 8, 9, 9)
+    with torch.no_grad():
+        expected = gated.gates(h)
+        quantised = torch.ao.quantization.quantize_dynamic(gated, {nn.Linear}, torch.qint8)
+        assert type(quantised.fc1) is not nn.Linear
+        torch.testing.assert_close(quantised.gates(h), expected, atol=0.03, rtol=0)
 
 
 def test_a_sum_of_halves_does_not_overflow() -> None:

@@ -292,6 +292,27 @@ def test_two_processes_are_one_on_the_whole_batch(processes: list[dict[str, Tens
             torch.testing.assert_close(found[name], whole / 2 if gradient else whole, msg=name)
 
 
+@pytest.mark.parametrize("how", ["max", "compiled"])
+def test_where_it_cannot_be_one_operation_all_processes_are_still_asked(
+    processes: list[dict[str, Tensor]], how: str
+) -> None:
+    """Composed by us, each process would silently take the statistics of its own share."""
+    for found in processes:
+        assert "SyncBatchNorm expected input tensor to be on" in found[f"said.{how}"]
+
+
+def test_a_pass_in_evaluation_and_one_in_training_have_one_backward() -> None:
+    """The second moves the running statistics that the first was made with."""
+    model, x = wrapper("2d"), torch.randn(3, C, 4, 5, dtype=torch.float64)
+    truth = copy.deepcopy(model)
+    truth.implementation = "reference"
+    truth.eval()(x).square().sum().backward()  # before they move: PyTorch's own would take the new
+    truth.train()(x).square().sum().backward()
+    (model.eval()(x).square().sum() + model.train()(x).square().sum()).backward()
+    for ours, theirs in zip(model.parameters(), truth.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)
+
+
 def test_a_process_without_images_takes_part(processes: list[dict[str, Tensor]]) -> None:
     truth = network(nn.BatchNorm2d)
     truth.implementation = "reference"

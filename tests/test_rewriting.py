@@ -12,7 +12,7 @@ import timm
 import timm.layers
 import torch
 import torchvision
-from deploying import SMALL, deployed, drawn, images, outcome
+from deploying import SMALL, counts, deployed, drawn, images, outcome
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
@@ -178,6 +178,39 @@ LEFT: Mapping[str, tuple[Callable[[], nn.Module], tuple[int, ...], str, str]] = 
     "hooked wrapper": (_hooked("1"), SMALL, "1.norm", "a hook on 1 sees the output of 0"),
 }  # fmt: skip
 """What → network, size of a sample, the module that is left, and the reason given."""
+
+
+def test_a_norm_that_stays_in_training_is_left() -> None:
+    class Adapting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, C, 3), nn.BatchNorm2d(C)
+
+        def train(self, mode: bool = True) -> Adapting:
+            super().train(mode)
+            self.norm.train()
+            return self
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(self.conv(x))
+
+    model = drawn(Adapting())
+    assert outcome(deployed(model)) == {"norm": ("left", "it stays in training mode")}
+
+
+def test_a_parametrised_bias_is_left() -> None:
+    conv = nn.Conv2d(3, C, 3)
+    torch.nn.utils.parametrize.register_parametrization(conv, "bias", nn.Tanh())
+    model = drawn(nn.Sequential(conv, nn.BatchNorm2d(C)))
+    assert outcome(deployed(model)) == {"1": ("left", "it does not follow a convolution")}
+
+
+@pytest.mark.parametrize("implementation", ["aten", "traced", "reference"])
+def test_what_was_asked_for_in_training_does_not_matter(implementation: str) -> None:
+    model = drawn(nn.Sequential(nn.Conv2d(3, C, 1), recalibrate(nn.BatchNorm2d(C), C)))
+    model[1].implementation = implementation
+    assert counts(deployed(model)) == {"folded": 1, "gated from its input": 1}
+    assert model[1].implementation == implementation
 
 
 def test_a_gate_stays_where_the_convolution_before_it_is_read() -> None:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from . import functional
 from .block import BlockOptions, SqueezeExcite
 from .errors import UserError
-from .fusing import is_hooked
 from .given import check_network, exchange
+from .hooks import is_hooked
 
 __all__ = ["ADOPTED_ATTRIBUTE", "AdoptedSqueezeExcite", "adopt", "adoptable", "return_adopted"]
 

@@ -13,10 +13,11 @@ from .adoption import ADOPTED_ATTRIBUTE, AdoptedSqueezeExcite
 from .block import SqueezeExcite
 from .errors import UserError, nearest
 from .folding import after_norm, fold, is_convolution, is_folding
-from .fusing import is_batch_norm, is_hooked
+from .fusing import is_batch_norm
 from .given import check_network, copied
 from .graph import Call, Graph
 from .hoisting import InputGated, OutputGated, hoisting_pays
+from .hooks import is_hooked
 from .insertion import PLAN_ATTRIBUTE, attached_plan
 from .norm import Recalibrated
 from .placement import forward_arguments
@@ -103,11 +104,13 @@ def deploy(
     if input_size is None and example_inputs is None and plan is not None:
         input_size = plan.input_size or None
     deployed: Any = copied(model).eval()
-    for module in deployed.modules():  # what `verify` would look for is moved or gone
-        vars(module).pop(PLAN_ATTRIBUTE, None)
+    for module in deployed.modules():
+        vars(module).pop(PLAN_ATTRIBUTE, None)  # what `verify` would look for is moved or gone
         vars(module).pop(ADOPTED_ATTRIBUTE, None)
+        if isinstance(module, Recalibrated):  # a trace shows two modules, whatever was asked for
+            module.implementation = None
     arguments, keywords = forward_arguments(model, input_size, example_inputs)
-    rewriting = _Rewriting(deployed, trace(model, arguments, keywords), gates)
+    rewriting = _Rewriting(deployed, trace(deployed, arguments, keywords), gates)
     rewriting.fold_norms()
     rewriting.gate_early()
     deployed.report = Report(tuple(rewriting.rewrites))
@@ -185,6 +188,8 @@ class _Rewriting:
     def _against_folding(self, path: str, norm: nn.Module) -> str:
         if why := self._against_any(path, norm):
             return why
+        if norm.training:
+            return "it stays in training mode"
         if norm.running_mean is None:
             return "it has no running statistics, and so none of its own in evaluation"
         (call,) = self.graph.calls_by_path[path]

@@ -32,7 +32,7 @@ def is_folding(module: nn.Module) -> bool:
     linear = isinstance(module, nn.Linear) and kind.forward is nn.Linear.forward
     padded = f"{kind.__module__}.{kind.__qualname__}" == _PADS_BY_ITSELF
     changed = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
-    if changed or module._parameters.get("weight") is None:
+    if changed or module._parameters.get("weight") is None or "bias" not in module._parameters:
         return False
     return linear or padded or is_convolution(module)
 

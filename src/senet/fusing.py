@@ -7,12 +7,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.modules import module as global_hooks
 
 from .block import SqueezeExcite
+from .hooks import is_hooked
 from .kernels import Excitation, Norm
 
-__all__ = ["block_operands", "is_batch_norm", "is_hooked", "norm_operands", "obstacle"]
+__all__ = ["block_operands", "is_batch_norm", "is_synchronised", "norm_operands", "obstacle"]
 
 _BATCH_NORMS = frozenset(
     f"{package}.{name}"
@@ -102,6 +102,11 @@ def block_operands(se: SqueezeExcite) -> Excitation:
     )
 
 
+def is_synchronised(norm: nn.Module) -> bool:
+    """Whether the norm takes the batches of several processes for one, here and now."""
+    return _group(norm) is not None
+
+
 def _frozen(norm: Any) -> Norm:
     """A FrozenBatchNorm has buffers only, and never takes statistics of a batch."""
     tensors = norm.weight, norm.bias, norm.running_mean, norm.running_var
@@ -116,18 +121,3 @@ def _group(norm: nn.Module) -> dist.ProcessGroup | None:
         return None
     group = norm.process_group or dist.group.WORLD
     return group if dist.get_world_size(group) > 1 else None
-
-
-def is_hooked(module: nn.Module) -> bool:
-    """Whether calling the module does more than its class says."""
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or global_hooks._global_forward_hooks
-        or global_hooks._global_forward_pre_hooks
-        or global_hooks._global_backward_hooks
-        or global_hooks._global_backward_pre_hooks
-        or "forward" in vars(module)
-    )

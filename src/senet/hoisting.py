@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .block import SqueezeExcite
 from .errors import UserError
 from .functional import ACTIVATIONS, GATES, statistics_dtype
+from .hooks import is_hooked
 
 __all__ = [
     "InputGated",
@@ -138,10 +139,10 @@ class InputGated(nn.Module):
         self.fc1 = layers[0] if len(layers) == 2 else nn.Identity()
         self.fc2 = layers[-1]
 
-    def forward(self, h: Tensor) -> Tensor:
-        """conv(h), gated. h: (N, C_in, S₁, …, S_d)."""
-        s = self.gates(h)
-        return _scaled(self.conv(h), s)
+    def forward(self, input: Tensor) -> Tensor:
+        """conv(h), gated, for the input h (N, C_in, S₁, …, S_d)."""
+        s = self.gates(input)
+        return _scaled(self.conv(input), s)
 
     def gates(self, h: Tensor) -> Tensor:
         """s (N, C) for the convolution's input."""
@@ -151,7 +152,8 @@ class InputGated(nn.Module):
             t = _means(h) if self.whole else window_means(h, self.conv)
             if isinstance(self.mean, nn.Conv1d):
                 t = self.mean(t.unsqueeze(2)).squeeze(2)
-            p = self.fc1(t.to(self.fc2.weight.dtype))
+            types = (p.dtype for p in self.fc2.parameters())  # a quantised layer has none
+            p = self.fc1(t.to(next(types, t.dtype)))
         if options.bottleneck:
             p = ACTIVATIONS[options.activation](p)
         s = GATES[options.gate](self.fc2(p))
@@ -164,16 +166,27 @@ class InputGated(nn.Module):
         all begins with cold caches. Hence no `nn.Module.__getattr__`, and a layer that is read.
         """
         layer = self._modules["fc1"]
-        if not self.two_steps or type(layer) is not nn.Linear or layer._forward_hooks:
+        if not self.two_steps or type(layer) is not nn.Linear or is_hooked(layer):
             return None
         parameters = layer._parameters
         weight, bias = parameters.get("weight"), parameters.get("bias")
         if type(weight) is not nn.Parameter or bias is None or weight.dtype != h.dtype:
             return None
-        if h.dtype != statistics_dtype(h.dtype):  # a sum of halves may overflow, a mean does not
+        # A sum may overflow in half precision, where a mean does not.
+        if h.dtype != statistics_dtype(h.dtype) or torch.is_autocast_enabled(h.device.type):
             return None
-        share = h.shape[:2].numel() / h.numel()
+        share = 1 / h.shape[2:].numel()
         return torch.addmm(bias, h.sum(tuple(range(2, h.dim()))), weight.t(), alpha=share)
+
+    def __getattr__(self, name: str) -> Any:
+        """What else is asked of it, a stride or a weight, is the convolution's."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            conv = self.__dict__.get("_modules", {}).get("conv")  # not there while unpickling
+            if conv is None or name.startswith("_"):
+                raise
+            return getattr(conv, name)
 
 
 class OutputGated(nn.Module):
@@ -202,6 +215,7 @@ def refuse_deployed(model: nn.Module) -> None:
             )
 
 
+@torch.fx.wrap
 def _means(h: Tensor) -> Tensor:
     return h.mean(tuple(range(2, h.dim())))
 
@@ -210,6 +224,7 @@ def _is_traced(x: Tensor) -> bool:
     return torch.compiler.is_compiling() or torch.jit.is_tracing() or isinstance(x, torch.fx.Proxy)
 
 
+@torch.fx.wrap
 def _scaled(u: Tensor, s: Tensor) -> Tensor:
     if s.dtype != u.dtype:  # layers in float32 beside half-precision convolutions
         s = s.to(u.dtype)

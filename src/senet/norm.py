@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .block import SqueezeExcite
 from .errors import UserError
-from .fusing import block_operands, norm_operands, obstacle
+from .fusing import block_operands, is_synchronised, norm_operands, obstacle
 from .kernels import Choice, norm_excite, select
 from .sites import Site
 
@@ -76,6 +76,11 @@ class Recalibrated(nn.Module):
         if self.implementation == "reference":
             return "asked for"
         reason = obstacle(self.norm, self.se, x)
+        if not reason and is_synchronised(self.norm):
+            # The composed form of the operation knows one process only; the module knows all.
+            operands = norm_operands(self.norm, x, count=False), block_operands(self.se)
+            choice = select(x, *operands)
+            reason = choice.reason if choice.implementation == "reference" else ""
         if reason and self.implementation:
             raise UserError(
                 f"implementation {self.implementation!r} cannot run at "

@@ -68,6 +68,7 @@ class _NormExcite(torch.autograd.Function):
                 update_running(norm, mean, var, count)
             else:
                 mean, var = norm.fixed_statistics(m.dtype)
+                mean = mean.clone()  # kept for backward; training may move the running one first
             r = torch.rsqrt(var + norm.eps)
             gamma, beta = _or_ones(weight, r), _or_zeros(bias, r)
             deviation = (m - mean) * r

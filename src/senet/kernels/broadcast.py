@@ -19,8 +19,8 @@ def moments(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 def affine(x: Tensor, scale: Tensor, shift: Tensor, centre: Tensor) -> Tensor:
     """scale · (x − centre) + shift, fresh and in x's dtype. (N, C), (N, C), (C,)."""
-    wide = x.to(scale.dtype)
-    return torch.addcmul(_spread(shift - scale * centre, x), wide, _spread(scale, x)).to(x.dtype)
+    wide = x.to(scale.dtype) - _spread(centre[None], x)  # else a large centre cancels digits
+    return torch.addcmul(_spread(shift, x), wide, _spread(scale, x)).to(x.dtype)
 
 
 def sums(g: Tensor, x: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:

@@ -85,6 +85,8 @@ def norm_excite(
         ValueError: batch statistics of one value a channel, as `F.batch_norm` has it.
     """
     choice = select(x, norm, excitation, implementation)
+    if choice.implementation == "reference" and norm.group is not None:
+        raise UserError(f"statistics over processes cannot be taken here: {choice.reason}")
     if norm.batch_statistics and norm.group is None and x.numel() == x.shape[1]:
         raise ValueError(
             f"Expected more than 1 value per channel when training, got input size {x.shape}"

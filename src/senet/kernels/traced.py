@@ -36,7 +36,9 @@ def norm_excite(x: Tensor, norm: Norm, excitation: Excitation) -> Tensor:
         z = a * (m - mean)
         z = z if norm.bias is None else z + norm.bias.to(dtype)
         s = gate.gate(excitation, gate.forward(excitation, z)[1])
-        shift = 0.0 if norm.bias is None else s * norm.bias.to(dtype)
-        shift = shift - s * a * mean
-        shape = (*s.shape, *(1,) * len(positions))
-        return ((s * a).view(shape) * wide + shift.view(shape)).to(x.dtype)
+        spread = (1,) * len(positions)
+        # Centred first: with a large mean the affine form s·a·x − s·a·μ would cancel digits.
+        y = (wide - mean.view(1, -1, *spread)) * (s * a).view(*s.shape, *spread)
+        if norm.bias is not None:
+            y = y + (s * norm.bias.to(dtype)).view(*s.shape, *spread)
+        return y.to(x.dtype)
