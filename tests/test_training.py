@@ -15,6 +15,7 @@ from torch import nn
 
 import senet
 from senet.checkpoints import BEST, LAST, METRICS, EpochRow, best_row
+from senet.curves import CURVES
 from senet.data import DataOptions, ImageData, load_data, train_loader, val_loader
 from senet.errors import UserError
 from senet.fitting import fit, make_trainer, seed_everything
@@ -62,7 +63,7 @@ def quiet(line: str) -> None:
 
 def test_a_run_directory_has_everything(pair: Path) -> None:
     files = {str(path.relative_to(pair)) for path in pair.rglob("*") if path.is_file()}
-    own = {str(CONFIG), str(METRICS), str(LAST), str(BEST), WEIGHTS, CARD}
+    own = {str(CONFIG), str(METRICS), str(CURVES), str(LAST), str(BEST), WEIGHTS, CARD}
     board = {name for name in files if name.startswith(("tensorboard", "twin/tensorboard"))}
     twins = {f"twin/{name}" for name in own}
     assert files - board == {*own, *twins, "comparison.json", "comparison.md"}
@@ -85,6 +86,7 @@ def test_metrics_have_a_row_an_epoch(pair: Path, options: TrainOptions) -> None:
     assert [(row["epoch"], row["step"]) for row in rows] == [("1", "4"), ("2", "8")]
     values = [{name: float(row[name]) for name in COLUMNS} for row in rows]
     assert all(0 <= row["val_top1"] <= row["val_top5"] == 1 for row in values)
+    assert all(0 <= row["train_top1"] <= 1 for row in values)
     assert all(row["seconds"] > 0 and row["images_per_second"] > 0 for row in values)
     assert 0 < values[1]["lr"] < values[0]["lr"] <= options.peak_lr
 
