@@ -112,7 +112,14 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> TrainOptions:
         tmp_path_factory.mktemp("data") / "set", ("cat", "dog", "eel"), per_class=16, size=(16, 16)
     )
     return TrainOptions(
-        data=str(folder), image_size=16, batch_size=8, epochs=3, lr=0.05, threads=1, ema_decay=0.9
+        model="resnet20",
+        data=str(folder),
+        image_size=16,
+        batch_size=8,
+        epochs=3,
+        lr=0.05,
+        threads=1,
+        ema_decay=0.9,
     )
 
 
@@ -146,14 +153,15 @@ def test_training_itself_is_what_it_was(options: TrainOptions, run: Path, tmp_pa
 
 
 def test_the_average_of_a_run_is_by_its_formula(options: TrainOptions, tmp_path: Path) -> None:
-    """An epoch of one step each shows the weights of every step."""
+    """Of SE's too; epochs of one step each show the weights of every step."""
     states: list[State] = []
 
     def say(line: str) -> None:
         if "loss" in line:
             states.append(loaded(tmp_path / "run" / LAST)[TRAINED])
 
-    train(replace(options, epochs=6, limit_batches=1), tmp_path / "run", say=say)
+    chosen = replace(options, model="se_resnet20", epochs=6, limit_batches=1)
+    train(chosen, tmp_path / "run", say=say)
     assert len(states) == 6
     average = loaded(tmp_path / "run" / LAST)["state_dict"]
     assert_close(average, expected_average(states, 0.9))
@@ -216,7 +224,7 @@ def half(options: TrainOptions, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"accumulate": 2}, {"precision": "64-true"}, {"precision": "bf16-mixed"}],
+    [{}, {"accumulate": 4, "precision": "64-true", "mixup": 0.5}],
     ids=str,
 )
 def test_a_resumed_run_ends_with_the_same_bits(

@@ -76,8 +76,8 @@ def train(
     Writes config.yaml, metrics.csv, curves.png, checkpoints/last.ckpt and best.ckpt, and the best
     epoch's weights as model.safetensors with model.json. With ``options.ema_decay`` these are the
     averaged weights, which are those that were validated.
-    On the CPU, with a given number of threads, the result is a function of ``options``: a run that was stopped at any moment and resumed
-    ends with the same bits.
+    On the CPU, with a given number of threads, the result is a function of ``options``: a run
+    that was stopped at any moment and resumed ends with the same bits.
     With ``options.twin`` the plain twin is trained after it, in ``out/twin``, and the two are
     compared in comparison.json and comparison.md; ``out/curves.png`` then shows both.
 
@@ -156,13 +156,13 @@ def _train_one(
 
     seed_everything(options.seed)
     model = build(options, num_classes=len(data.classes))
-    origin, rows = None, list(record.rows)
+    origin, so_far = None, list(record.rows)
 
     def report(row: EpochRow) -> None:
         say(progress_line(row, options.epochs))
-        rows.append(row)
+        so_far.append(row)
         if row.seconds >= _WORTH_DRAWING:
-            draw(out, {options.model: rows})
+            draw(out, {options.model: so_far})
 
     if options.init is not None and not record.rows:
         origin = start_from(model, Path(options.init), options.model, num_classes=len(data.classes))
