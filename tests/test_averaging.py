@@ -278,10 +278,7 @@ DAMAGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "missing": (lambda c: c.pop(TRAINED), "its 'trained_state_dict' is missing"),
     "a list": (lambda c: c.update({TRAINED: [1]}), "its 'trained_state_dict' is damaged"),
     "not a tensor": (_put(TRAINED, 1.0), "its 'trained_state_dict' is damaged"),
-    "sparse": (
-        _put(TRAINED, torch.zeros(3, 64).to_sparse()),
-        "its 'trained_state_dict' is damaged",
-    ),
+    "sparse": (_put(TRAINED, torch.zeros(3, 64).to_sparse()), "damaged"),
     "on meta": (
         _put(TRAINED, torch.zeros(3, 64, device="meta")),
         "'trained_state_dict' is damaged",

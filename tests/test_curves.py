@@ -75,15 +75,32 @@ def test_rows_of_a_version_that_did_not_count_training_accuracy(tmp_path: Path) 
 def test_a_run_draws_its_curves(tmp_path: Path) -> None:
     """At its end; again where they are missing; and what is there stays as it is."""
     run = tmp_path / "run"
-    options = TrainOptions(image_size=8, epochs=2, limit_batches=2, threads=1, twin=True)
+    options = TrainOptions(model="resnet20", image_size=8, epochs=2, limit_batches=2, threads=1)
     result = train(options, run, say=lambda line: None)
-    pair, plain = (run / CURVES).read_bytes(), (run / "twin" / CURVES).read_bytes()
-    assert count_of(ORANGE, pixels(run)[:450]) > 50
-    assert count_of(ORANGE, pixels(run / "twin")) == 0
+    drawn = (run / CURVES).read_bytes()
+    assert count_of(BLUE, pixels(run)[:450]) > 100
     assert all(0 <= row.train_top1 <= 1 for row in result.rows if row.train_top1 is not None)
-    for path in (run / CURVES, run / "twin" / CURVES):
-        path.unlink()
-    train(options, run, resume=True, say=lambda line: None)
-    assert (run / CURVES).read_bytes() == pair
-    assert (run / "twin" / CURVES).read_bytes() == plain
     assert "train_top1" in (run / METRICS).read_text().splitlines()[0]
+    (run / CURVES).unlink()
+    train(options, run, resume=True, say=lambda line: None)
+    assert (run / CURVES).read_bytes() == drawn
+    (run / CURVES).write_bytes(b"mine")
+    train(options, run, resume=True, say=lambda line: None)
+    assert (run / CURVES).read_bytes() == b"mine"
+
+
+def test_long_epochs_are_drawn_as_they_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a run of days can be looked at; and of a run that was stopped there is a picture."""
+    monkeypatch.setattr("senet.training._WORTH_DRAWING", 0.0)
+    options = TrainOptions(model="resnet20", image_size=8, epochs=3, limit_batches=2, threads=1)
+    pictures: list[bytes] = []
+
+    def say(line: str) -> None:
+        if (tmp_path / "run" / CURVES).exists():
+            pictures.append((tmp_path / "run" / CURVES).read_bytes())
+        if "epoch 3/3" in line:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(options, tmp_path / "run", say=say)
+    assert len(set(pictures)) == 2

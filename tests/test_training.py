@@ -7,9 +7,11 @@ import json
 from dataclasses import fields, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from generated import make_image_folder
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
@@ -139,6 +141,18 @@ def test_the_pair_is_compared(pair: Path, options: TrainOptions) -> None:
     for column in ("top-1", "parameters", "MACs", "ms a step", "saved for backward"):
         assert column in table.splitlines()[0]
     assert table.count("resnet20 |") == 2
+
+
+def test_the_pair_is_drawn_in_one_picture(pair: Path) -> None:
+    """The plain network in blue, its SE twin in orange; the plain run alone has but one colour."""
+    colours = []
+    for run in (pair, pair / "twin"):
+        with Image.open(run / CURVES) as image:
+            picture = np.asarray(image.convert("RGB"))
+        colours.append(
+            [(picture == c).all(-1).sum() > 100 for c in ((31, 111, 180), (217, 115, 13))]
+        )
+    assert colours == [[True, True], [True, False]]
 
 
 def test_twins_start_alike_and_see_the_same_images(options: TrainOptions) -> None:
