@@ -72,6 +72,7 @@ def test_two_steps(recipe: Path, folder: Path, tmp_path: Path) -> None:
         epochs=1,
         limit_batches=2,
         twin=False,
+        precision="32-true",  # 16 bits take a CPU three times as long
         threads=1,
     )
     result = train(small, tmp_path / "run", say=lambda line: None)

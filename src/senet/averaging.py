@@ -12,6 +12,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 __all__ = ["WeightAverage"]
 
+_Tensors = tuple[Tensor, ...] | list[Tensor]
+
 
 class WeightAverage:
     """Exponential moving average over the optimizer's steps, by PyTorch's AveragedModel.
@@ -47,7 +49,7 @@ class WeightAverage:
         self._averaged.update_parameters(model)
         self.steps += 1
 
-    def _update_many(self, averaged: list[Tensor], current: list[Tensor], count: object) -> None:
+    def _update_many(self, averaged: _Tensors, current: _Tensors, count: Tensor | int) -> None:
         """Move tensors of one type; ``count`` is ``steps`` on the device, which is not asked."""
         if not averaged[0].is_floating_point():
             torch._foreach_copy_(averaged, current)

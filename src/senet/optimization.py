@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -56,10 +57,11 @@ def _layers(model: nn.Module) -> dict[nn.Parameter, int]:
     definition, which is that of their depth.
     """
     named = dict(model.named_parameters())
-    if hasattr(model, "group_matcher"):
+    matcher: Callable[..., Any] | None = getattr(model, "group_matcher", None)
+    if matcher is not None:
         from timm.models import group_parameters
 
-        numbers = group_parameters(model, model.group_matcher(coarse=False), reverse=True)
+        numbers = group_parameters(model, matcher(coarse=False), reverse=True)
         return {named[name]: number for name, number in numbers.items()}
     units = {name: _unit(name) for name in named}
     order = {unit: number for number, unit in enumerate(dict.fromkeys(units.values()))}

@@ -76,7 +76,7 @@ class TrainOptions:
         drop_path: Stochastic depth, the highest probability that a block is left out for an
             image, where the network has it (many of timm/NAME and se_timm/NAME).
         layer_decay: Learning rate of a layer as a part of that of the next one, up to the
-            classifier's, 0.75 as a rule in fine-tuning; null gives all the same.
+            classifier's, 0.75 as a rule for pretrained networks; null gives all the same.
         pretrained: Start from timm's weights (timm/NAME and se_timm/NAME only).
         init: Run directory whose weights the network starts from; a plain run's fit its SE twin
             too, and with warm_start it then begins with just that run's accuracy.
