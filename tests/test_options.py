@@ -39,7 +39,7 @@ TRIAL = ("--data=digits", "--image_size=8", "--epochs=1", "--limit_batches=1", "
 
 def test_every_option_of_the_blocks_is_one_of_training() -> None:
     """What `create_model` takes, `senet train` takes too."""
-    taken = set(create_model.__kwdefaults__) - {"num_classes", "pretrained"}
+    taken = set(create_model.__kwdefaults__) - {"num_classes", "pretrained", "drop_path"}
     assert taken == set(SE)
     assert taken <= {field.name for field in fields(TrainOptions)}
 
@@ -136,6 +136,17 @@ def test_a_plain_network_has_no_learning_rate_of_se() -> None:
         ({"epochs": None}, "epochs is null, but must have a value"),
         ({"divisor": 0}, "divisor is 0, but must be at least 1"),
         ({"val_fraction": 0.0}, "val_fraction is 0.0, but must be above 0, to have images"),
+        ({"mixup": -0.1}, "mixup is -0.1, but must be at least 0"),
+        ({"cutmix": float("nan")}, "cutmix is .nan, but must be at least 0"),
+        ({"mix_prob": 1.5}, "mix_prob is 1.5, but must be at least 0 and at most 1"),
+        ({"erase": 2.0}, "erase is 2.0, but must be at least 0 and at most 1"),
+        ({"rand_augment": 31}, "rand_augment is 31, but must be at least 0 and at most 30"),
+        ({"repeats": 0}, "repeats is 0, but must be at least 1"),
+        ({"accumulate": 0}, "accumulate is 0, but must be at least 1"),
+        ({"ema_decay": 1.0}, "ema_decay is 1.0, but must be above 0 and below 1"),
+        ({"layer_decay": 0.0}, "layer_decay is 0.0, but must be above 0 and at most 1"),
+        ({"drop_path": 1.0}, "drop_path is 1.0, but must be in [0, 1)"),
+        ({"drop_path": 0.1}, "'resnet20' has no stochastic depth that drop_path could be for"),
     ],
 )
 def test_what_makes_no_sense_is_told_in_a_line(

@@ -18,7 +18,7 @@ import pytest
 import torch
 from processes import Finished, Running, finish, start, wait_until
 
-from senet.checkpoints import BEST, LAST, METRICS
+from senet.checkpoints import BEST, LAST, METRICS, TRAINED
 from senet.runs import CARD, WEIGHTS, is_temporary
 
 EPOCHS = 5
@@ -60,7 +60,8 @@ def assert_same_run(run: Path, whole: Path) -> None:
     """Weights, statistics, momenta and metrics are the same to the last bit."""
     for name in (LAST, BEST):
         ours, theirs = (torch.load(r / name, weights_only=True) for r in (run, whole))
-        for part in ("state_dict", "optimizer_states", "lr_schedulers"):
+        assert ours.keys() == theirs.keys()
+        for part in {"state_dict", TRAINED, "optimizer_states", "lr_schedulers"} & ours.keys():
             for (path, a), (other, b) in zip(leaves(ours[part]), leaves(theirs[part]), strict=True):
                 assert path == other
                 same = torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
@@ -198,6 +199,23 @@ def test_a_run_from_another_that_is_killed_ends_with_the_same_bits(tmp_path: Pat
     ]
     kill_and_resume(command, moments, tmp_path / "run")
     assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_a_run_by_a_modern_recipe_that_is_killed_ends_with_the_same_bits(tmp_path: Path) -> None:
+    """Everything that draws, and everything that remembers, beside the weights."""
+    chance = ["--mixup=0.2", "--cutmix=1", "--mix_prob=0.8", "--rand_augment=9", "--erase=0.3"]
+    memory = ["--ema_decay=0.99", "--accumulate=2", "--repeats=2", "--optimizer=adamw"]
+    command = ["train", "--model=se_resnet20", "--epochs=3", *OPTIONS, *chance, *memory]
+    ended = finish([*command, "--out", tmp_path / "whole"], tmp_path / "log")
+    assert ended.status == 0, ended.err
+    moments: list[Callable[[Path], bool]] = [
+        lambda run: (run / "config.yaml").exists(),
+        lambda run: epochs_noted(run) >= 1,
+        lambda run: epochs_noted(run) >= 2,
+    ]
+    kill_and_resume([*command], moments, tmp_path / "run")
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    assert TRAINED in torch.load(tmp_path / "run" / LAST, weights_only=True)
 
 
 def senet(*arguments: str | Path) -> list[str]:

@@ -7,14 +7,17 @@ import json
 from dataclasses import fields, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from generated import make_image_folder
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 import senet
 from senet.checkpoints import BEST, LAST, METRICS, EpochRow, best_row
+from senet.curves import CURVES
 from senet.data import DataOptions, ImageData, load_data, train_loader, val_loader
 from senet.errors import UserError
 from senet.fitting import fit, make_trainer, seed_everything
@@ -62,7 +65,7 @@ def quiet(line: str) -> None:
 
 def test_a_run_directory_has_everything(pair: Path) -> None:
     files = {str(path.relative_to(pair)) for path in pair.rglob("*") if path.is_file()}
-    own = {str(CONFIG), str(METRICS), str(LAST), str(BEST), WEIGHTS, CARD}
+    own = {str(CONFIG), str(METRICS), str(CURVES), str(LAST), str(BEST), WEIGHTS, CARD}
     board = {name for name in files if name.startswith(("tensorboard", "twin/tensorboard"))}
     twins = {f"twin/{name}" for name in own}
     assert files - board == {*own, *twins, "comparison.json", "comparison.md"}
@@ -85,6 +88,7 @@ def test_metrics_have_a_row_an_epoch(pair: Path, options: TrainOptions) -> None:
     assert [(row["epoch"], row["step"]) for row in rows] == [("1", "4"), ("2", "8")]
     values = [{name: float(row[name]) for name in COLUMNS} for row in rows]
     assert all(0 <= row["val_top1"] <= row["val_top5"] == 1 for row in values)
+    assert all(0 <= row["train_top1"] <= 1 for row in values)
     assert all(row["seconds"] > 0 and row["images_per_second"] > 0 for row in values)
     assert 0 < values[1]["lr"] < values[0]["lr"] <= options.peak_lr
 
@@ -137,6 +141,18 @@ def test_the_pair_is_compared(pair: Path, options: TrainOptions) -> None:
     for column in ("top-1", "parameters", "MACs", "ms a step", "saved for backward"):
         assert column in table.splitlines()[0]
     assert table.count("resnet20 |") == 2
+
+
+def test_the_pair_is_drawn_in_one_picture(pair: Path) -> None:
+    """The plain network in blue, its SE twin in orange; the plain run alone has but one colour."""
+    colours = []
+    for run in (pair, pair / "twin"):
+        with Image.open(run / CURVES) as image:
+            picture = np.asarray(image.convert("RGB"))
+        colours.append(
+            [(picture == c).all(-1).sum() > 100 for c in ((31, 111, 180), (217, 115, 13))]
+        )
+    assert colours == [[True, True], [True, False]]
 
 
 def test_twins_start_alike_and_see_the_same_images(options: TrainOptions) -> None:

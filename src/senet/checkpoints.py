@@ -7,7 +7,7 @@ import io
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, astuple, dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -29,6 +29,7 @@ __all__ = [
     "BEST",
     "LAST",
     "METRICS",
+    "TRAINED",
     "EpochRow",
     "RunRecord",
     "RunRecorder",
@@ -44,6 +45,8 @@ __all__ = [
 LAST = Path("checkpoints", "last.ckpt")
 BEST = Path("checkpoints", "best.ckpt")
 METRICS = Path("metrics.csv")
+TRAINED = "trained_state_dict"
+"""Where a checkpoint has the weights that are trained, if ``state_dict`` has their average."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,9 @@ class EpochRow:
         lr: learning rate of the epoch's last step.
         seconds: wall clock of the epoch, validation included.
         images_per_second: training images over the wall clock of training alone.
+        train_top1: share of the epoch's images whose class was the highest logit as they were
+            trained on: augmented, by the weights of the moment, and where two were mixed that of
+            the larger part; None where a version that did not count it left the row.
     """
 
     epoch: int
@@ -71,6 +77,7 @@ class EpochRow:
     lr: float
     seconds: float
     images_per_second: float
+    train_top1: float | None = None
 
 
 @dataclass(frozen=True)
@@ -165,8 +172,10 @@ def _damage(checkpoint: Any) -> str | None:
     for name, kind in _PARTS.items():
         if not isinstance(checkpoint.get(name), kind):
             return f"its {name!r} is {'damaged' if name in checkpoint else 'missing'}"
-    if not all(map(is_dense, checkpoint["state_dict"].values())):
-        return "its 'state_dict' is damaged"
+    for name in ("state_dict", TRAINED):
+        state = checkpoint.get(name, {})
+        if not isinstance(state, dict) or not all(map(is_dense, state.values())):
+            return f"its {name!r} is damaged"
     try:
         version = Version(checkpoint["pytorch-lightning_version"])
     except InvalidVersion:
@@ -322,12 +331,14 @@ class RunRecorder(Checkpoint):
             lr=measured.lr,
             seconds=round(time.perf_counter() - self._epoch_began, 3),
             images_per_second=round(measured.images / self._training_seconds, 1),
+            train_top1=measured.train_top1,
         )
         self.rows.append(row)
         if best_row(self.rows) is row:
             trainer.save_checkpoint(self.directory / BEST)
             if trainer.is_global_zero:
-                self._export(row)
+                with pl_module.evaluated_weights():
+                    self._export(row)
         trainer.save_checkpoint(self.directory / LAST)
         if trainer.is_global_zero:
             write_metrics(self.directory, self.rows)
@@ -378,6 +389,7 @@ def _record_of(checkpoint: dict[str, Any]) -> RunRecord:
 
 def _rows_of(state: dict[str, Any]) -> list[EpochRow]:
     rows = [EpochRow(**row) for row in state["rows"]]
-    if not rows or not all(_is_number(value) for row in rows for value in astuple(row)):
+    values = [pair for row in rows for pair in asdict(row).items() if pair != ("train_top1", None)]
+    if not rows or not all(_is_number(value) for _, value in values):
         raise ValueError("a row is not of numbers")
     return rows

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from . import catalogue
+from .distortion import Distortion
 from .errors import UserError, nearest
 from .folders import read_folder
 from .image_sets import (
@@ -55,6 +56,9 @@ class DataOptions:
         workers: Processes that prepare batches; 0 prepares them in the training process.
         image_size: Height and width in pixels; by default the data set's, 224 for a folder.
         augment: Random crops and, unless mirrored images mean something else, flips.
+        rand_augment: Magnitude of RandAugment, 0 to 30; None leaves it out.
+        erase: Probability that a rectangle of a training image is erased.
+        repeats: Versions of each training image in a batch.
         val_fraction: Share of each class held out of a folder that has no val/.
         seed: Decides the order of the images, their crops and flips, and a folder's split.
     """
@@ -66,6 +70,9 @@ class DataOptions:
     workers: int = 0
     image_size: int | None = None
     augment: bool = True
+    rand_augment: int | None = None
+    erase: float = 0.0
+    repeats: int = 1
     val_fraction: float = 0.2
     seed: int = 7
 
@@ -191,7 +198,15 @@ def load_data(options: DataOptions) -> ImageData:
 def _framings(
     options: DataOptions, size: int, mean: tuple[float, ...], std: tuple[float, ...], flip: bool
 ) -> tuple[Framing, Framing]:
-    train = Framing(size, mean, std, augment=options.augment, flip=flip, seed=options.seed)
+    train = Framing(
+        size,
+        mean,
+        std,
+        augment=options.augment,
+        flip=flip,
+        seed=options.seed,
+        distortion=Distortion(options.rand_augment, options.erase, mean),
+    )
     return train, Framing(size, mean, std)
 
 
@@ -243,7 +258,9 @@ def train_loader(data: ImageData, options: DataOptions) -> ImageLoader:
     image's index only. An incomplete last batch is left out where there is a complete one: all
     steps see as many images, and BatchNorm never a single one.
     """
-    sampler = EpochSampler(len(data.train), seed=options.seed, shuffle=True)
+    sampler = EpochSampler(
+        len(data.train), seed=options.seed, shuffle=True, repeats=options.repeats
+    )
     return ImageLoader(
         data.train,
         sampler,

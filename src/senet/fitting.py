@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import random
 import signal
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,11 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassAccuracy
 
-from .checkpoints import LAST, EpochRow, RunRecorder, WholeFiles, mismatch, refuse
+from .averaging import WeightAverage
+from .checkpoints import LAST, TRAINED, EpochRow, RunRecorder, WholeFiles, mismatch, refuse
 from .data import DataRecord
 from .errors import UserError
+from .mixing import BatchMixing
 from .optimization import make_optimizer, make_schedule, unfit_moment
 from .options import TrainOptions
 from .runs import differences
@@ -41,6 +44,7 @@ class EpochMetrics:
     """What `Classifier` measured in an epoch, over all devices."""
 
     train_loss: float
+    train_top1: float
     val_loss: float
     val_top1: float
     val_top5: float
@@ -60,11 +64,12 @@ class Classifier(LightningModule):
     """A network that learns to classify images.
 
     Batches are (images, labels): float (N, 3, H, W) and int64 (N,). The state holds the network
-    only, under ``model.``.
+    only, under ``model.``. With ``ema_decay`` it is the averaged weights that are validated and
+    that a checkpoint has there; those that are trained are beside them then, under `TRAINED`.
 
     Args:
         model: (N, 3, H, W) → logits (N, classes).
-        options: optimizer, schedule and loss are taken from them.
+        options: optimizer, schedule, loss, mixing and averaging are taken from them.
         classes: how many there are.
     """
 
@@ -76,6 +81,9 @@ class Classifier(LightningModule):
         self.top5 = MulticlassAccuracy(
             classes, average="micro", top_k=min(5, classes), validate_args=False
         )
+        self.train_top1 = MulticlassAccuracy(classes, average="micro", validate_args=False)
+        self._mixing = BatchMixing(options, classes=classes)
+        self._average: WeightAverage | None = None
         self._train = _Losses()
         self._val = _Losses()
         self._lr = 0.0
@@ -85,6 +93,16 @@ class Classifier(LightningModule):
         """Logits (N, classes) of images (N, 3, H, W)."""
         logits: Tensor = self.model(images)
         return logits
+
+    def setup(self, stage: str) -> None:
+        """Begin the average, before a checkpoint is read into it."""
+        if self.options.ema_decay is not None:
+            self._average = WeightAverage(self.model, self.options.ema_decay)
+
+    def on_fit_start(self) -> None:
+        """Have the average where the network is by now."""
+        if self._average is not None:
+            self._average.to(self.device)
 
     def configure_optimizers(self) -> dict[str, Any]:
         """The optimizer of the options and its schedule, stepped after every batch."""
@@ -105,13 +123,14 @@ class Classifier(LightningModule):
             UserError: it is another network's, or damaged.
         """
         path = self.trainer.ckpt_path
-        other = differences(self.state_dict(), checkpoint["state_dict"])
-        if other:
-            raise refuse(path, f"it does not fit {self.options.model}: it {other}")
-        expected = {
-            "state_dict": self.state_dict(),
-            "loops": {"fit_loop": self.trainer.fit_loop.state_dict()},
-        }
+        states = ["state_dict"] if self._average is None else ["state_dict", TRAINED]
+        for name in states:
+            if name not in checkpoint:
+                raise refuse(path, f"its {name!r} is missing")
+            if other := differences(self.state_dict(), checkpoint[name]):
+                raise refuse(path, f"it does not fit {self.options.model}: it {other}")
+        expected: dict[str, Any] = {name: self.state_dict() for name in states}
+        expected["loops"] = {"fit_loop": self.trainer.fit_loop.state_dict()}
         if (place := mismatch(expected, checkpoint)) is not None:
             raise refuse(path, f"its {place!r} is missing or damaged")
         counts = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
@@ -119,6 +138,20 @@ class Classifier(LightningModule):
         if epochs != {checkpoint["epoch"] + 1}:
             raise refuse(path, "its loops count other epochs than its rows of metrics.csv")
         self._resumed = checkpoint
+        if self._average is not None:
+            averaged = {
+                name.removeprefix("model."): tensor
+                for name, tensor in checkpoint["state_dict"].items()
+            }
+            self._average.load_state_dict(averaged, steps=checkpoint["global_step"])
+            checkpoint["state_dict"] = checkpoint[TRAINED]  # which Lightning loads next
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put the averaged weights in the place of those that are trained, and these beside."""
+        if self._average is not None:
+            averaged = self._average.state_dict()
+            checkpoint[TRAINED] = checkpoint["state_dict"]
+            checkpoint["state_dict"] = {f"model.{name}": t for name, t in averaged.items()}
 
     def _check_resumed(
         self, optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LRScheduler
@@ -157,18 +190,49 @@ class Classifier(LightningModule):
         between two batches, so no file ever sees the damage.
         """
         self._train.check_last("training loss", self.global_step)
-        images, labels = batch
-        loss = F.cross_entropy(self(images), labels, label_smoothing=self.options.label_smoothing)
+        place = {"epoch": self.current_epoch, "batch": batch_idx, "rank": self.global_rank}
+        images, labels = self._mixing(*batch, **place)
+        logits = self(images)
+        mixed = labels.is_floating_point()
+        if mixed:  # probabilities have to be of the type of the logits, but not in 16 bits
+            labels = labels.to(torch.promote_types(logits.dtype, torch.float32))
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.options.label_smoothing)
         self._train.add(loss, len(images))
+        self.train_top1.update(logits, labels.argmax(1) if mixed else labels)
         self._lr = self.trainer.optimizers[0].param_groups[0]["lr"]
         if self.trainer.progress_bar_callback is not None and batch_idx % 10 == 0:
             self.log("loss", loss, prog_bar=True, logger=False)
-        return loss
+        return loss * self._share_of_step(batch_idx)
+
+    def _share_of_step(self, batch_idx: int) -> float:
+        """What makes a step the mean of its batches, also an epoch's last one, which has fewer.
+
+        Lightning divides each loss by ``accumulate``, however many batches a step comes to.
+        """
+        accumulate, batches = self.options.accumulate, self.trainer.num_training_batches
+        rest = 0 if math.isinf(batches) else batches % accumulate
+        return accumulate / rest if rest and batch_idx >= batches - rest else 1.0
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Average the weights where the batch ended in a step of the optimizer."""
+        if self._average is not None and self._average.steps < self.global_step:
+            self._average.update(self.model)
 
     def on_validation_epoch_start(self) -> None:
         """Look at the last training loss of the epoch, and begin the validation's anew."""
         self._train.check_last("training loss", self.global_step)
         self._val = _Losses()
+        if self._average is not None:
+            self._average.exchange(self.model)
+
+    def on_validation_epoch_end(self) -> None:
+        """Have the network go on with the weights that are trained."""
+        if self._average is not None:
+            self._average.exchange(self.model)
+
+    def evaluated_weights(self) -> AbstractContextManager[None]:
+        """For a while, the network has the weights that were validated."""
+        return nullcontext() if self._average is None else self._average.inside(self.model)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Count loss and accuracy of a batch."""
@@ -190,14 +254,15 @@ class Classifier(LightningModule):
             raise _not_finite("validation loss", self.global_step)
         metrics = EpochMetrics(
             train_loss=train_sum / images,
+            train_top1=self.train_top1.compute().item(),
             val_loss=val_sum / val_images,
             val_top1=self.top1.compute().item(),
             val_top5=self.top5.compute().item(),
             lr=self._lr,
             images=int(images),
         )
-        self.top1.reset()
-        self.top5.reset()
+        for metric in (self.train_top1, self.top1, self.top5):
+            metric.reset()
         return metrics
 
     def _over_devices(self, totals: tuple[float, int]) -> tuple[float, float]:
@@ -270,6 +335,7 @@ def make_trainer(
                 precision=options.precision,
                 max_epochs=options.epochs,
                 gradient_clip_val=options.clip_norm,
+                accumulate_grad_batches=options.accumulate,
                 limit_train_batches=limit,
                 limit_val_batches=limit,
                 num_sanity_val_steps=0,
@@ -335,9 +401,19 @@ def fit(
     trainer.precision_plugin.convert_module(module)
     last = directory / LAST
     with _quiet_lightning(), _interruptible():
+        if options.compile:  # in place, so that no name changes
+            model.compile()
         # Without its weights_only=, which came with Lightning 2.6: `WholeFiles` insists on it.
         ckpt_path = last if last.exists() else None
-        trainer.fit(module, train_loader, val_loader, ckpt_path=ckpt_path)
+        try:
+            trainer.fit(module, train_loader, val_loader, ckpt_path=ckpt_path)
+        except RuntimeError as error:
+            if not type(error).__module__.startswith(("torch._dynamo.", "torch._inductor.")):
+                raise
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"torch.compile cannot do {options.model} here: {reason}; leave --compile out"
+            ) from error
     (recorder,) = (c for c in trainer.callbacks if isinstance(c, RunRecorder))
     rows: list[EpochRow] = recorder.rows
     return rows

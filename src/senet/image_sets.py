@@ -20,9 +20,10 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
+from .distortion import Distortion
 from .errors import UserError
 from .images import frame, normalizer, read_image, rgb_pixels
-from .sampling import EpochSampler, mix
+from .sampling import EpochSampler, drawing_by, mix
 
 __all__ = [
     "ArrayImages",
@@ -51,6 +52,7 @@ class Framing:
         augment: Random crops, and flips if ``flip``; otherwise as evaluation sees them.
         flip: Whether a mirrored image shows the same thing.
         seed: Decides every random crop and flip, with the epoch and the image's index.
+        distortion: What else happens to an image at random; nothing by default.
     """
 
     def __init__(
@@ -62,11 +64,13 @@ class Framing:
         augment: bool = False,
         flip: bool = False,
         seed: int = 0,
+        distortion: Distortion | None = None,
     ) -> None:
         self.image_size = image_size
         self.augment = augment
         self.flip = flip
         self.seed = seed
+        self.distortion = distortion or Distortion()
         self.normalize = normalizer(mean, std)
 
 
@@ -91,7 +95,10 @@ class ImageSet(Dataset[tuple[Tensor, int]], ABC):
         """The images and labels of (epoch, index) pairs; ``UserError`` for an unreadable one."""
         epochs, indices = np.array(keys, dtype=np.int64).T
         pixels, labels = self._pixels(epochs, indices)
-        return self.framing.normalize(pixels).contiguous(), labels
+        framing = self.framing
+        pixels = framing.distortion.of_pixels(pixels, mix(framing.seed, epochs, indices, 1))
+        images = framing.normalize(pixels).contiguous()
+        return framing.distortion.of_images(images, mix(framing.seed, epochs, indices, 2)), labels
 
     def __iter__(self) -> Iterator[tuple[Tensor, int]]:
         return (self[index] for index in range(len(self)))
@@ -186,10 +193,7 @@ class _DrawnOneByOne(ImageSet):
     def _cropped(self, image: Tensor, draw: int) -> Tensor:
         if not self.framing.augment:
             return frame(image, self.framing.image_size)
-        # The transforms draw from the global generator, which the model's dropout uses too; and
-        # torch.manual_seed would reset the accelerator's generator along with it.
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(draw)
+        with drawing_by(draw):
             return self._augment(image)
 
 

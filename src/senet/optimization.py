@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,29 +20,58 @@ def make_optimizer(model: nn.Module, options: TrainOptions) -> torch.optim.Optim
     """SGD or AdamW over the parameters that are trained, those of SE blocks in groups of their own.
 
     With ``decay_norms`` off, parameters of one dimension (biases, the affine of norms) are in
-    groups of their own without weight decay.
+    groups of their own without weight decay. With ``layer_decay`` each layer has its groups, the
+    last layer's first, and a learning rate that is ``layer_decay`` times that of the next layer;
+    SE blocks have that of their layer, or ``se_lr`` as it is.
     """
-    groups: list[dict[str, Any]] = []
-    for group in se_parameters(model):
-        trained = [p for p in group["params"] if p.requires_grad]
-        own = {"lr": options.se_lr} if group["name"] == "se" and options.se_lr else {}
-        if options.decay_norms:
-            groups.append({"params": trained} | own)
-        else:
-            groups.append({"params": [p for p in trained if p.ndim > 1]} | own)
-            flat = [p for p in trained if p.ndim <= 1]
-            groups.append({"params": flat, "weight_decay": 0.0} | own)
-    groups = [group for group in groups if group["params"]]
     lr, decay = options.peak_lr, options.weight_decay
+    layers = {} if options.layer_decay is None else _layers(model)
+    top = max(layers.values(), default=0)
+    groups: dict[tuple[int, str, bool], dict[str, Any]] = {}
+    for group in se_parameters(model):
+        own = options.se_lr if group["name"] == "se" else None
+        for parameter in group["params"]:
+            if not parameter.requires_grad:
+                continue
+            below = top - layers.get(parameter, top) if own is None else 0
+            spared = not options.decay_norms and parameter.ndim <= 1
+            rate = own or lr * (options.layer_decay or 1.0) ** below
+            made = {"params": [], "lr": rate, "weight_decay": 0.0 if spared else decay}
+            groups.setdefault((below, group["name"], spared), made)["params"].append(parameter)
+    ordered = [groups[key] for key in sorted(groups)]
     if options.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=lr, weight_decay=decay)
+        return torch.optim.AdamW(ordered, lr=lr, weight_decay=decay)
     return torch.optim.SGD(
-        groups,
+        ordered,
         lr=lr,
         momentum=options.momentum,
         nesterov=options.nesterov,
         weight_decay=decay,
     )
+
+
+def _layers(model: nn.Module) -> dict[nn.Parameter, int]:
+    """The layer of each parameter, from 0 at the images to that of the classifier.
+
+    timm's networks say what their layers are. In ours they are the units in the order of their
+    definition, which is that of their depth.
+    """
+    named = dict(model.named_parameters())
+    matcher: Callable[..., Any] | None = getattr(model, "group_matcher", None)
+    if matcher is not None:
+        from timm.models import group_parameters
+
+        numbers = group_parameters(model, matcher(coarse=False), reverse=True)
+        return {named[name]: number for name, number in numbers.items()}
+    units = {name: _unit(name) for name in named}
+    order = {unit: number for number, unit in enumerate(dict.fromkeys(units.values()))}
+    return {parameter: order[units[name]] for name, parameter in named.items()}
+
+
+def _unit(name: str) -> tuple[str, ...]:
+    """The unit of one of our networks that a parameter is in: (stage2, unit1), (classifier,)."""
+    parts = name.split(".")
+    return tuple(parts[: 2 if parts[0].startswith("stage") else 1])
 
 
 def make_schedule(

@@ -42,6 +42,11 @@ class TrainOptions:
         val_fraction: Share of the images held out for validation where a data set has no
             validation part of its own.
         augment: Random crop and flip of the training images, as fits the data set.
+        rand_augment: Magnitude, 0 to 30, of RandAugment: two random distortions of each training
+            image; null leaves it out.
+        erase: Probability that a random rectangle of a training image is erased.
+        repeats: Differently augmented versions of an image in a batch; an epoch is as long as
+            without, of as many times fewer images.
         batch_size: Images in a batch, on each device.
         workers: Processes that load images; 0 loads them in the training process.
         epochs: Passes over the training images.
@@ -59,7 +64,19 @@ class TrainOptions:
             to lr first.
         warmup_factor: The part of lr that warm-up begins at.
         label_smoothing: Probability mass spread over all classes in the training loss.
+        mixup: Alpha of mixup, the mixing of images and their labels in a training batch, 0.1 to
+            1 as a rule; 0 leaves it out.
+        cutmix: Alpha of CutMix, which puts a rectangle of another image in, 1 as a rule; 0
+            leaves it out. With mixup too, each batch gets one of the two.
+        mix_prob: Probability that a batch is mixed.
         clip_norm: Largest norm of the gradient, longer ones are scaled down; null leaves them.
+        accumulate: Batches whose gradients make up one optimizer step; the schedule counts steps.
+        ema_decay: Decay of a moving average of the weights, 0.999 or 0.9999 as a rule, which is
+            what is validated, saved and exported then; null keeps none.
+        drop_path: Stochastic depth, the highest probability that a block is left out for an
+            image, where the network has it (many of timm/NAME and se_timm/NAME).
+        layer_decay: Learning rate of a layer as a part of that of the next one, up to the
+            classifier's, 0.75 as a rule for pretrained networks; null gives all the same.
         pretrained: Start from timm's weights (timm/NAME and se_timm/NAME only).
         init: Run directory whose weights the network starts from; a plain run's fit its SE twin
             too, and with warm_start it then begins with just that run's accuracy.
@@ -77,9 +94,11 @@ class TrainOptions:
         gate: Last function of SE: sigmoid, hard_sigmoid, tanh or relu.
         activation: Function between SE's two layers: relu, silu, gelu or hard_swish.
         squeeze: What SE makes of a channel: avg, max, or none (a gate for every position).
-        se_lr: Learning rate of the SE blocks; null is the network's.
+        se_lr: Learning rate of the SE blocks; null is the network's. Given, layer_decay leaves
+            it as it is.
         warm_start: SE starts out as the identity, so that the network begins as its plain twin.
         precision: Arithmetic of training, in Lightning's words.
+        compile: Train through torch.compile; the saved weights are named as without.
         accelerator: auto, cpu, gpu, mps, …; auto takes the fastest there is.
         devices: How many devices to train on; auto takes all.
         threads: CPU threads of a training process; null is PyTorch's choice, the cores. Small
@@ -97,6 +116,9 @@ class TrainOptions:
     image_size: int | None = None
     val_fraction: float = 0.2
     augment: bool = True
+    rand_augment: int | None = None
+    erase: float = 0.0
+    repeats: int = 1
     batch_size: int = 64
     workers: int = 0
     epochs: int = 4
@@ -113,7 +135,14 @@ class TrainOptions:
     warmup_epochs: float = 0.5
     warmup_factor: float = 0.1
     label_smoothing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    mix_prob: float = 1.0
     clip_norm: float | None = None
+    accumulate: int = 1
+    ema_decay: float | None = None
+    drop_path: float = 0.0
+    layer_decay: float | None = None
     pretrained: bool = False
     init: str | None = None
     placement: str = "standard"
@@ -129,6 +158,7 @@ class TrainOptions:
     se_lr: float | None = None
     warm_start: bool = False
     precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true"] = "32-true"
+    compile: bool = False
     accelerator: str = "auto"
     devices: int | Literal["auto"] = 1
     threads: int | None = None
@@ -211,7 +241,13 @@ def _within(least: float, most: float) -> tuple[Callable[[Any], bool], str]:
 _INT64 = 2**63 - 1  # what PyTorch counts with
 _RANGES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
     (("model", "data", "data_root", "init"), lambda v: bool(v.strip()), "a name or a folder"),
-    (("epochs", "batch_size", "limit_batches"), *_within(1, 10**9)),
+    (("epochs", "batch_size", "limit_batches", "accumulate"), *_within(1, 10**9)),
+    (("repeats",), *_within(1, 1024)),
+    (("rand_augment",), *_within(0, 30)),
+    (("mixup", "cutmix"), *_within(0, 1000)),
+    (("erase", "mix_prob"), *_within(0, 1)),
+    (("ema_decay",), lambda v: 0 < v < 1, "above 0 and below 1"),
+    (("layer_decay",), lambda v: 0 < v <= 1, "above 0 and at most 1"),
     (("image_size",), *_within(1, 16_384)),
     (("threads",), *_within(1, 1024)),
     (("seed",), *_within(0, _INT64)),
@@ -229,7 +265,7 @@ _RANGES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
     ),
     (("hidden", "min_hidden", "divisor"), *_within(1, MOST_HIDDEN)),
     (("sites",), lambda v: all(map(str.strip, v.split(","))), "globs or stages, a comma between"),
-    (("momentum", "label_smoothing"), lambda v: 0 <= v < 1, "in [0, 1)"),
+    (("momentum", "label_smoothing", "drop_path"), lambda v: 0 <= v < 1, "in [0, 1)"),
     (("val_fraction",), lambda v: 0 < v < 1, "above 0, to have images to validate on, and below 1"),
     (("warmup_factor",), lambda v: 0 < v <= 1, "above 0 and at most 1"),
     (("milestones",), lambda v: all(m >= 1 for m in v) and list(v) == sorted(set(v)), "rising"),

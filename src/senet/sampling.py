@@ -6,6 +6,7 @@ A batch is therefore the same for any number of worker processes, and after a re
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import Sampler
 
-__all__ = ["EpochSampler", "mix", "stratified_split"]
+__all__ = ["EpochSampler", "drawing_by", "mix", "stratified_split"]
+
+REPEAT = 2**32
+"""What the second version of an image adds to its epoch, which no run gets so far as to reach."""
 
 
 def mix(*words: int | npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
@@ -33,6 +37,21 @@ def mix(*words: int | npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
     return state
 
 
+@contextmanager
+def drawing_by(number: int) -> Iterator[None]:
+    """For a while, have what draws from PyTorch's global generator draw by a number alone.
+
+    Args:
+        number: of 63 bits, such as one of `mix` shifted right by one.
+    """
+    # The generator of the CPU only, which torchvision's transforms use: torch.manual_seed would
+    # reset the accelerator's along with it. Afterwards the model's dropout goes on as if nothing
+    # had been drawn.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(number)
+        yield
+
+
 class EpochSampler(Sampler[tuple[int, int]]):
     """Yields (epoch, index) pairs: shuffled anew in each epoch, or in order.
 
@@ -44,6 +63,9 @@ class EpochSampler(Sampler[tuple[int, int]]):
         length: How many images there are.
         seed: Decides the order of every epoch, together with its number.
         shuffle: False gives 0, 1, 2, … in each epoch.
+        repeats: How many times in a row an image comes where they are shuffled; so many times
+            fewer images come in an epoch. The second time its epoch is ``epoch + REPEAT``, and so
+            on, so that each time it is augmented in another way.
         rank: This process; by default what ``torch.distributed`` says when iteration starts.
         world_size: How many processes there are; by default likewise.
     """
@@ -54,12 +76,14 @@ class EpochSampler(Sampler[tuple[int, int]]):
         *,
         seed: int,
         shuffle: bool,
+        repeats: int = 1,
         rank: int | None = None,
         world_size: int | None = None,
     ) -> None:
         self.length = length
         self.seed = seed
         self.shuffle = shuffle
+        self.repeats = repeats
         self.epoch = 0
         self._rank = rank
         self._world_size = world_size
@@ -85,8 +109,12 @@ class EpochSampler(Sampler[tuple[int, int]]):
             return ((epoch, index) for index in range(rank, self.length, size))
         generator = torch.Generator().manual_seed(int(mix(self.seed, epoch)[0] >> 1))
         order = torch.randperm(self.length, generator=generator)
-        mine = order[rank : self.length // size * size : size].tolist()
-        return ((epoch, index) for index in mine)
+        mine = range(rank, self.length // size * size, size)
+        if self.repeats == 1:
+            return ((epoch, index) for index in order[mine.start : mine.stop : size].tolist())
+        images = order[: -(-self.length // self.repeats)].tolist()
+        places = (divmod(place, self.repeats) for place in mine)
+        return ((epoch + repeat * REPEAT, images[place]) for place, repeat in places)
 
 
 def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:

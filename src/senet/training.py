@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, fields, replace
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 __all__ = ["CONFIG", "TrainOptions", "TrainResult", "is_helper", "train"]
 
 TWIN = Path("twin")
+_WORTH_DRAWING = 10.0
+"""Seconds that an epoch has to take for its curves to be drawn before the run ends."""
 
 
 @dataclass(frozen=True)
@@ -71,12 +73,13 @@ def train(
 ) -> TrainResult:
     """Train a network and leave a run directory.
 
-    Writes config.yaml, metrics.csv, checkpoints/last.ckpt and best.ckpt, and the best epoch's
-    weights as model.safetensors with model.json. On the CPU, with a given number of threads,
-    the result is a function of ``options``: a run that was stopped at any moment and resumed
-    ends with the same bits.
+    Writes config.yaml, metrics.csv, curves.png, checkpoints/last.ckpt and best.ckpt, and the best
+    epoch's weights as model.safetensors with model.json. With ``options.ema_decay`` these are the
+    averaged weights, which are those that were validated.
+    On the CPU, with a given number of threads, the result is a function of ``options``: a run
+    that was stopped at any moment and resumed ends with the same bits.
     With ``options.twin`` the plain twin is trained after it, in ``out/twin``, and the two are
-    compared in comparison.json and comparison.md.
+    compared in comparison.json and comparison.md; ``out/curves.png`` then shows both.
 
     Args:
         options: what to train, on what, and how.
@@ -104,7 +107,7 @@ def train(
         result = _train_one(options, out, resume=resume, bar=bar, say=tell)
         if plain is None:
             return result
-        _train_one(plain, out / TWIN, beside=out, resume=resume, bar=bar, say=tell)
+        beside = _train_one(plain, out / TWIN, beside=out, resume=resume, bar=bar, say=tell)
         if is_helper():
             return result
         from .twins import compare, write_comparison
@@ -113,6 +116,7 @@ def train(
             out, out / TWIN, batch_size=options.batch_size, device=_device(options.accelerator)
         )
     write_comparison(comparison, out)
+    draw(out, {plain.model: beside.rows, options.model: result.rows})
     return replace(result, comparison=comparison)
 
 
@@ -135,7 +139,7 @@ def _train_one(
     if finished:
         write_metrics(out, record.rows)
         if fault is None:
-            return _finished(out, record, say)
+            return _finished(out, options, record, say)
     data_options = data_options_of(options)
     data = load_data(data_options)
     now = data.record()
@@ -146,13 +150,20 @@ def _train_one(
         restore_weights(out, options, data)
         say(f"{out}: {runs.WEIGHTS} was {fault}, written anew from the best checkpoint")
     if finished:
-        return _finished(out, record, say)
+        return _finished(out, options, record, say)
 
     from .fitting import fit, make_trainer, seed_everything
 
     seed_everything(options.seed)
     model = build(options, num_classes=len(data.classes))
-    origin = None
+    origin, so_far = None, list(record.rows)
+
+    def report(row: EpochRow) -> None:
+        say(progress_line(row, options.epochs))
+        so_far.append(row)
+        if row.seconds >= _WORTH_DRAWING:
+            draw(out, {options.model: so_far})
+
     if options.init is not None and not record.rows:
         origin = start_from(model, Path(options.init), options.model, num_classes=len(data.classes))
     blocks = check_wiring(model, data)
@@ -161,7 +172,7 @@ def _train_one(
         out,
         data=now,
         export=partial(export, out, model, options, data),
-        report=lambda row: say(progress_line(row, options.epochs)),
+        report=report,
         bar=bar,
     )
     begin_directory(out, options)
@@ -174,13 +185,28 @@ def _train_one(
         say(f"{out}: no finished epoch to resume from, beginning with the first")
     loaders = train_loader(data, data_options), val_loader(data, data_options)
     rows = fit(trainer, model, *loaders, options, out, classes=len(data.classes))
+    draw(out, {options.model: rows})
     return TrainResult(out, tuple(rows), best_row(rows), trained=True)
 
 
-def _finished(out: Path, record: RunRecord, say: Callable[[str], None]) -> TrainResult:
+def draw(out: Path, rows: Mapping[str, Sequence[EpochRow]]) -> None:
+    """Draw the learning curves of the networks with these names, in one process of several."""
+    if is_helper():
+        return
+    from .curves import write_curves  # matplotlib takes a third of a second
+
+    write_curves(out, rows)
+
+
+def _finished(
+    out: Path, options: TrainOptions, record: RunRecord, say: Callable[[str], None]
+) -> TrainResult:
     """The result of a run that has nothing left to train."""
     from .checkpoints import best_row
+    from .curves import CURVES
 
+    if not (out / CURVES).exists():  # killed before it was drawn
+        draw(out, {options.model: record.rows})
     best = best_row(record.rows)
     say(
         f"{out} is finished: {len(record.rows)} epochs, "
@@ -243,6 +269,7 @@ def build(options: TrainOptions, *, num_classes: int) -> nn.Module:
         options.model,
         num_classes=num_classes,
         pretrained=options.pretrained,
+        drop_path=options.drop_path,
         placement=options.placement,
         sites=options.site_filters,
         reduction=options.reductions,

@@ -7,7 +7,7 @@ first built.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,17 +116,21 @@ def default_min_hidden(name: str) -> int:
     return _NETWORKS[plain].min_hidden if plain in _NETWORKS else 1
 
 
-def build_plain(name: str, num_classes: int = 1000, *, pretrained: bool = False) -> nn.Module:
+def build_plain(
+    name: str, num_classes: int = 1000, *, pretrained: bool = False, drop_path: float = 0.0
+) -> nn.Module:
     """The plain network ``name``, of ours or ``timm/NAME``, initialised from the global seed.
 
     Args:
         name: as in `list_models`, without ``se_``.
         num_classes: logits, at least one.
         pretrained: with timm's weights, which timm downloads.
+        drop_path: stochastic depth, the highest probability that a block is left out for an
+            image in training; timm's networks have it, not all of them.
 
     Raises:
-        UserError: unknown name or the name of a twin, no class, or pretrained weights that do
-            not exist or could not be downloaded.
+        UserError: unknown name or the name of a twin, no class, pretrained weights that do
+            not exist or could not be downloaded, or no stochastic depth where it is asked for.
     """
     plain, is_se = plain_name(name)
     if is_se:
@@ -134,7 +138,9 @@ def build_plain(name: str, num_classes: int = 1000, *, pretrained: bool = False)
     if num_classes < 1:
         raise UserError(f"num_classes is {num_classes}; a classifier needs at least 1")
     if plain not in _NETWORKS:
-        return _build_timm(plain, num_classes, pretrained)
+        return _build_timm(plain, num_classes, pretrained, drop_path)
+    if drop_path:
+        raise _no_stochastic_depth(name)
     if pretrained:
         import timm
 
@@ -150,6 +156,7 @@ def create_model(
     *,
     num_classes: int = 1000,
     pretrained: bool = False,
+    drop_path: float = 0.0,
     placement: str = "standard",
     sites: SiteFilter | Iterable[SiteFilter] | None = None,
     reduction: Reduction = 16,
@@ -171,6 +178,7 @@ def create_model(
         name: as in `list_models`, or ``timm/NAME`` and ``se_timm/NAME``.
         num_classes: logits, at least one.
         pretrained: with timm's weights (``timm/NAME`` and ``se_timm/NAME`` only).
+        drop_path: stochastic depth; see `build_plain`.
         placement, sites, reduction, hidden, divisor, bias, gate, activation, squeeze: which
             blocks an SE twin gets and where; see `senet.placement.plan`.
         min_hidden: least hidden width of a block; None is the network's own
@@ -179,7 +187,8 @@ def create_model(
 
     Raises:
         UserError: unknown name, no class, pretrained weights that do not exist or could not be
-            downloaded, or options of SE blocks that make no sense or are given to a plain network.
+            downloaded, no stochastic depth where it is asked for, or options of SE blocks that
+            make no sense or are given to a plain network.
     """
     plain, is_se = plain_name(name)
     if not is_se:
@@ -197,7 +206,7 @@ def create_model(
             squeeze=(squeeze, "avg"),
             warm_start=(warm_start, False),
         )
-    model = build_plain(plain, num_classes, pretrained=pretrained)
+    model = build_plain(plain, num_classes, pretrained=pretrained, drop_path=drop_path)
     if not is_se:
         return model
     return attach(
@@ -251,18 +260,39 @@ def _timm_configuration(name: str) -> Any:
         ) from None
 
 
-def _build_timm(name: str, num_classes: int, pretrained: bool) -> nn.Module:
+def _build_timm(name: str, num_classes: int, pretrained: bool, drop_path: float) -> nn.Module:
     import timm
 
     configuration = _timm_configuration(name)
     if pretrained and not configuration.has_weights:
         raise UserError(f"timm has no pretrained weights for {name!r}; use pretrained=False")
+    depth = {"drop_path_rate": drop_path} if drop_path else {}
     try:
-        return timm.create_model(
-            name.removeprefix("timm/"), pretrained=pretrained, num_classes=num_classes
+        model: nn.Module = timm.create_model(
+            name.removeprefix("timm/"), pretrained=pretrained, num_classes=num_classes, **depth
         )
     except OSError as error:  # the hub's errors are among these
         reason = str(error).strip().splitlines()[0]
         raise UserError(
             f"could not fetch the weights of {name!r}: {reason} (pretrained=False needs none)"
         ) from error
+    except TypeError as error:
+        if "drop_path_rate" not in str(error):
+            raise
+        raise _no_stochastic_depth(name) from error
+    # Some take the argument and do nothing with it.
+    if drop_path and not any(getattr(module, "drop_prob", 0) for module in _drop_paths(model)):
+        raise _no_stochastic_depth(name)
+    return model
+
+
+def _drop_paths(model: nn.Module) -> Iterator[nn.Module]:
+    """The modules of a network that leave a branch out: timm's DropPath and those of its kind."""
+    return (module for module in model.modules() if type(module).__name__ == "DropPath")
+
+
+def _no_stochastic_depth(name: str) -> UserError:
+    return UserError(
+        f"{name!r} has no stochastic depth that drop_path could be for; of timm's networks many "
+        "have, such as 'timm/resnet50' and 'timm/convnext_tiny'"
+    )
