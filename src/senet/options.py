@@ -34,7 +34,10 @@ class TrainOptions:
         model: Network: resnet20, se_resnet50, … (se_NAME is NAME with SE attached), timm/NAME or
             se_timm/NAME for any of timm's.
         data: Data set: digits (built in), cifar10, cifar100, fashion_mnist, … or a folder of
-            images, one sub-folder a class.
+            images, one sub-folder a class; or tar shards: a folder that `senet pack` made, or a
+            pattern in quotes, 'DIR/train-{0000..0099}.tar'.
+        val_data: Pattern of the shards to validate on, where data is a pattern of those to train
+            on; null takes those beside them that `senet pack` made, else holds val_fraction out.
         data_root: Where downloaded data sets are kept.
         download: Fetch a data set that is not there yet.
         image_size: Height and width the network sees, in pixels; null takes the data set's own,
@@ -44,6 +47,9 @@ class TrainOptions:
         augment: Random crop and flip of the training images, as fits the data set.
         batch_size: Images in a batch, on each device.
         workers: Processes that load images; 0 loads them in the training process.
+        load_timeout: Seconds that a batch may take to come from the workers before training
+            stops and names the files they are at; null waits for ever.
+        cache: Hold decoded images in memory once they were read; small sets only.
         epochs: Passes over the training images.
         seed: Decides initial weights, order of the images, augmentation and held-out images.
         optimizer: sgd or adamw.
@@ -92,6 +98,7 @@ class TrainOptions:
 
     model: str = "se_resnet20"
     data: str = "digits"
+    val_data: str | None = None
     data_root: str = "~/.cache/senet/data"
     download: bool = True
     image_size: int | None = None
@@ -99,6 +106,8 @@ class TrainOptions:
     augment: bool = True
     batch_size: int = 64
     workers: int = 0
+    load_timeout: float | None = None
+    cache: bool = False
     epochs: int = 4
     seed: int = 7
     optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -210,12 +219,17 @@ def _within(least: float, most: float) -> tuple[Callable[[Any], bool], str]:
 
 _INT64 = 2**63 - 1  # what PyTorch counts with
 _RANGES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
-    (("model", "data", "data_root", "init"), lambda v: bool(v.strip()), "a name or a folder"),
+    (
+        ("model", "data", "val_data", "data_root", "init"),
+        lambda v: bool(v.strip()),
+        "a name or a folder",
+    ),
     (("epochs", "batch_size", "limit_batches"), *_within(1, 10**9)),
     (("image_size",), *_within(1, 16_384)),
     (("threads",), *_within(1, 1024)),
     (("seed",), *_within(0, _INT64)),
     (("workers",), lambda v: v >= 0, "0 or more"),
+    (("load_timeout",), lambda v: 0 < v <= 1e6, "above 0, at most 1,000,000 seconds"),
     (("weight_decay", "warmup_epochs"), *_within(0, 10**9)),
     (("lr", "se_lr", "gamma", "clip_norm"), lambda v: 0 < v <= 1e38, "above 0, at most 1e38"),
     (
@@ -242,7 +256,10 @@ _RANGES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
 
 # What a resumed run may be given anew, because the result does not depend on it.
 _FREE = frozenset(
-    ("data_root", "download", "workers", "accelerator", "twin", "tensorboard"),
+    (
+        *("data_root", "download", "workers", "load_timeout", "cache", "accelerator", "twin"),
+        "tensorboard",
+    ),
 )
 
 
