@@ -184,7 +184,7 @@ BYTES = given(
 FEW = settings(
     max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-MANY = settings(FEW, max_examples=10_000)
+MANY = settings(FEW, max_examples=3_000)
 
 
 @FEW

@@ -86,6 +86,8 @@ def test_the_same_to_the_byte(folder: Path, tmp_path: Path) -> None:
     assert contents(tmp_path / "one") != contents(tmp_path / "three")
 
 
+# The library leaves the files that it reads to the garbage collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_webdataset_trains_from_them(folder: Path, tmp_path: Path) -> None:
     """The library's usual pipeline sees every image with its label."""
     import webdataset

@@ -11,6 +11,7 @@ import pytest
 import torch
 from generated import make_image_folder
 from processes import start, wait_until
+from tars import samples, write_tar
 
 from senet.data import DataOptions, load_data, train_loader
 from senet.errors import UserError
@@ -63,6 +64,18 @@ def test_a_loader_that_hangs_names_the_file(stuck: tuple[Path, Path], workers: i
     assert "\n" not in text
 
 
+def test_a_loader_that_hangs_between_two_epochs(stuck: tuple[Path, Path]) -> None:
+    """A worker that is stopped, and would not end when it is asked to."""
+    loader = loader_of(stuck[0], workers=1, load_timeout=2)
+    list(loader)
+    (worker,) = loader._watch.processes  # type: ignore[union-attr]
+    os.kill(worker.pid, signal.SIGSTOP)
+    with pytest.raises(UserError, match=r"no batch for 2 s .* were reading no file"):
+        list(loader)
+    worker.join(10)
+    assert not worker.is_alive()
+
+
 def test_a_loader_in_time_is_left_alone(stuck: tuple[Path, Path]) -> None:
     assert len(list(loader_of(stuck[0], workers=1, load_timeout=30))) == 6
 
@@ -111,9 +124,9 @@ def children(pid: int) -> list[int]:
 
 
 def test_training_whose_worker_is_killed_ends_with_a_line(tmp_path: Path) -> None:
-    folder = make_image_folder(tmp_path / "set", per_class=60, size=(64, 64))
+    folder = make_image_folder(tmp_path / "set", per_class=16)
     run = tmp_path / "run"
-    options = ["--image_size=32", "--batch_size=8", "--epochs=50", "--workers=2"]
+    options = ["--image_size=16", "--batch_size=8", "--epochs=50", "--workers=2"]
     running = start(["train", "--data", folder, "--out", run, *options], tmp_path / "log")
     assert wait_until(lambda: (run / "metrics.csv").exists(), running)
     os.kill(children(running.pid)[0], signal.SIGKILL)
@@ -123,22 +136,19 @@ def test_training_whose_worker_is_killed_ends_with_a_line(tmp_path: Path) -> Non
     assert "a process that loads images was killed (SIGKILL)" in line
 
 
-def test_training_that_waits_for_a_worker_ends_with_a_line(tmp_path: Path) -> None:
-    """A worker is stopped in the midst of its work, as one that waits for a disk is."""
-    folder = make_image_folder(tmp_path / "set", per_class=8)
+def test_training_on_a_file_that_never_comes_ends_with_a_line(tmp_path: Path) -> None:
+    """A shard gives way to a named pipe that nobody writes to, while training is at work."""
+    for number in (0, 1):
+        write_tar(tmp_path / f"{number}.tar", samples([0, 1] * 8, start=16 * number))
     run = tmp_path / "run"
-    options = [
-        "--image_size=32",
-        "--batch_size=4",
-        "--epochs=400",
-        "--workers=1",
-        "--load_timeout=3",
-    ]
-    running = start(["train", "--data", folder, "--out", run, *options], tmp_path / "log")
+    command = ["train", "--data", f"{tmp_path}/{{0,1}}.tar", "--out", run, "--workers=1"]
+    options = ["--image_size=32", "--batch_size=4", "--epochs=400", "--load_timeout=3"]
+    running = start([*command, *options], tmp_path / "log")
     assert wait_until(lambda: (run / "metrics.csv").exists(), running)
-    os.kill(children(running.pid)[0], signal.SIGSTOP)
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "fifo").replace(tmp_path / "1.tar")
     ended = running.wait()
     assert ended.status == 2, ended.err
     (line,) = ended.err.splitlines()
     assert "no batch for 3 s (load_timeout): the workers were reading '" in line
-    assert ".png'" in line
+    assert f".png' in shard '{tmp_path}/1.tar'; look at that file" in line

@@ -386,6 +386,8 @@ class _Batches(Dataset[Batch]):
             return self.images.batch(keys)
         except UserError as error:
             return error
+        finally:
+            note_reading(-1)
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -431,10 +433,11 @@ class ImageLoader(DataLoader[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         fault: UserError | None = None
-        batches: Any = super().__iter__()
-        if self._watch is not None:
-            self._watch.processes = batches._workers
+        batches: Any = None
         try:
+            batches = super().__iter__()  # which waits for the workers of the epoch before
+            if self._watch is not None:
+                self._watch.processes = batches._workers
             for batch in batches:
                 if isinstance(batch, UserError):
                     fault = UserError(*batch.args)

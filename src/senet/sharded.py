@@ -26,6 +26,7 @@ from .shards import Shard, read_shard
 __all__ = ["ShardPart", "ShardSplit", "expand", "is_sharded", "read_shards"]
 
 _MOST_SHARDS = 100_000
+_LONGEST = 4096
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,8 @@ def expand(pattern: str) -> list[str]:
     """
     from braceexpand import braceexpand
 
-    # A command's own braces, as in awk '{print}', are not to be written with numbers of this size.
+    if max(map(len, pattern.split("::"))) > _LONGEST:
+        raise UserError(f"{pattern[:60]!r}… is no pattern of shards: longer than any path")
     if re.search(r"\{-?\d*\.\.-?\d{7}|\{-?\d{7}", pattern):
         raise UserError(f"{pattern!r} names more than {_MOST_SHARDS:,} shards")
     try:

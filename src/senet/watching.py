@@ -28,7 +28,7 @@ _watches: WeakSet[Watch] = WeakSet()
 
 
 def note_reading(index: int) -> None:
-    """In a worker, note which image is about to be read."""
+    """In a worker, note which image is about to be read; -1 is none."""
     if _own_place is not None:
         _own_place[0] = index
 
@@ -72,7 +72,7 @@ class Watch:
         known = ", ".join(dict.fromkeys(name for name in names if name))
         return UserError(
             f"no batch for {seconds:g} s (load_timeout): the workers were reading "
-            f"{known or 'nothing yet'}; look at that file and its disk, or allow more time"
+            f"{known or 'no file'}; look at that file and its disk, or allow more time"
         )
 
     def died(self, error: RuntimeError) -> UserError | None:
