@@ -36,10 +36,10 @@ class TrainOptions:
         data: Data set: digits (built in), cifar10, cifar100, fashion_mnist, … or a folder of
             images, one sub-folder a class; or tar shards: a folder that `senet pack` made, or a
             pattern in quotes, 'DIR/train-{0000..0099}.tar'.
-        val_data: Pattern of the shards to validate on, where data is a pattern of those to train
-            on; null takes those beside them that `senet pack` made, else holds val_fraction out.
         data_root: Where downloaded data sets are kept.
         download: Fetch a data set that is not there yet.
+        val_data: Pattern of the shards to validate on, where data is a pattern of those to train
+            on; null takes those beside them that `senet pack` made, else holds val_fraction out.
         image_size: Height and width the network sees, in pixels; null takes the data set's own,
             for a folder the network's (32 for resnet20, 224 for resnet50).
         val_fraction: Share of the images held out for validation where a data set has no
@@ -98,9 +98,9 @@ class TrainOptions:
 
     model: str = "se_resnet20"
     data: str = "digits"
-    val_data: str | None = None
     data_root: str = "~/.cache/senet/data"
     download: bool = True
+    val_data: str | None = None
     image_size: int | None = None
     val_fraction: float = 0.2
     augment: bool = True
