@@ -92,6 +92,8 @@ def _command(arguments: list[str], out: Path, err: Path, environment: dict[str, 
 
     from senet.cli import main
 
+    # As in a process of a user's own: else workers of its own would come from a server, too.
+    multiprocessing.set_start_method(None, force=True)  # type: ignore[arg-type]
     os.environ.update(environment)
     for path, stream in ((out, 1), (err, 2)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)

@@ -233,6 +233,8 @@ def test_an_image_that_went_away_is_named(tmp_path: Path) -> None:
         ("cifar01", "nearest: 'cifar10'"),
         ("digit", "nearest: 'digits'"),
         ("zzz", "known: 'cifar10'"),
+        ("z" * 5000, "unknown data set"),
+        ("z/" * 5000, "no such image folder"),
         ("./digits", "no such image folder"),
         ("~/absent/images", "no such image folder"),
     ],

@@ -17,6 +17,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("senet.commands.train", "train a network, and its plain twin to compare with"),
     "evaluate": ("senet.commands.evaluate", "accuracy, confusions and speed of a trained network"),
     "predict": ("senet.commands.predict", "the likeliest classes of images"),
+    "pack": ("senet.commands.pack", "a folder of images as tar shards with a manifest"),
     "export": ("senet.commands.export", "a network as an ONNX, OpenVINO or torch.export file"),
     "plan": ("senet.commands.plan", "where SE would go in a network, and what it would add"),
     "bench": ("senet.commands.bench", "what SE costs a network, beside the plain one"),

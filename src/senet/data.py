@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +23,12 @@ from .image_sets import (
     Framing,
     ImageLoader,
     ImageSet,
+    ShardImages,
+    hold_decoded,
 )
 from .images import image_transform, list_images, read_image
 from .sampling import EpochSampler
+from .sharded import ShardSplit, is_sharded, read_shards
 
 __all__ = [
     "DataOptions",
@@ -49,11 +53,15 @@ class DataOptions:
     Args:
         data: Data set: digits (built in), cifar10, cifar100, fashion_mnist, mnist, kmnist, usps,
             svhn, stl10, food101, oxford_pets, dtd, imagenette; or a folder with
-            train/<class>/... and val/<class>/..., or with <class>/...
+            train/<class>/... and val/<class>/..., or with <class>/...; or tar shards: a folder
+            that `senet pack` made, or a pattern, DIR/train-{0000..0099}.tar.
+        val_data: Pattern of the shards to validate on, where ``data`` is one of those to train on.
         data_root: Folder where downloaded data sets are kept.
         download: Download a data set that is not there.
         batch_size: Images a batch, in each process.
         workers: Processes that prepare batches; 0 prepares them in the training process.
+        load_timeout: Seconds that a batch may take to come from the workers; None is any number.
+        cache: Hold decoded images in memory once they were read.
         image_size: Height and width in pixels; by default the data set's, 224 for a folder.
         augment: Random crops and, unless mirrored images mean something else, flips.
         rand_augment: Magnitude of RandAugment, 0 to 30; None leaves it out.
@@ -64,10 +72,13 @@ class DataOptions:
     """
 
     data: str = "digits"
+    val_data: str | None = None
     data_root: Path = Path("~/.cache/senet/data")
     download: bool = True
     batch_size: int = 64
     workers: int = 0
+    load_timeout: float | None = None
+    cache: bool = False
     image_size: int | None = None
     augment: bool = True
     rand_augment: int | None = None
@@ -90,6 +101,11 @@ class DataOptions:
                 f"workers is {self.workers}, each of them a process, but here are {cores} cores; "
                 f"use at most {16 * cores}"
             )
+        if self.load_timeout is not None and not (self.workers and self.load_timeout > 0):
+            raise UserError(
+                f"load_timeout is {self.load_timeout:g} with workers={self.workers}; it takes "
+                "--workers=1 or more, which can be left behind, and some seconds above 0"
+            )
         if not (math.isfinite(self.val_fraction) and 0 < self.val_fraction < 1):
             raise UserError(
                 f"val_fraction is {self.val_fraction}; it must be above 0, to have images to "
@@ -105,7 +121,8 @@ class DataRecord:
         classes: Names by label.
         train: How many training images.
         val: How many held out.
-        files: `FolderSplit.fingerprint` of a folder; "" for the others, which do not change.
+        files: `FolderSplit.fingerprint` of a folder, `ShardSplit.fingerprint` of shards; "" for
+            the others, which do not change.
     """
 
     classes: tuple[str, ...]
@@ -171,23 +188,70 @@ class ImageData:
 
 
 def absolute(data: str) -> str:
-    """A folder's path from the root, which means the same wherever one stands; a name as it is."""
+    """A folder's path from the root, which means the same wherever one stands; a name as it is.
+
+    Of shards likewise, ``DIR/{0000..0099}.tar`` and several with ``::`` between them.
+    """
     folder = Path(data).expanduser()
-    return data if data in catalogue.CATALOGUE or not folder.is_dir() else os.path.abspath(folder)
+    if is_sharded(data) and not os.path.isdir(folder):
+        return "::".join(map(_absolute_pattern, data.split("::")))
+    return (
+        data
+        if data in catalogue.CATALOGUE or not os.path.isdir(folder)
+        else os.path.abspath(folder)
+    )
 
 
-def load_data(options: DataOptions) -> ImageData:
+def _absolute_pattern(pattern: str) -> str:
+    if pattern.startswith(("pipe:", "/")) or re.match(r"\w+://", pattern):
+        return pattern
+    # Not os.path.abspath, which would take the dots of {0..9} in {a,{0..9}/b} for folders.
+    return os.path.join(os.getcwd(), os.path.expanduser(pattern))
+
+
+def load_data(options: DataOptions, *, pipes: bool = False, progress: bool = False) -> ImageData:
     """Find, download or read what ``options.data`` names.
 
-    A known name is that data set; anything else is a folder (write ``./digits`` for a folder of
-    such a name). Raises ``UserError`` where there is neither, the data set is absent and cannot
-    be downloaded, or the folder does not hold images by class.
+    A known name is that data set; shards are told by their pattern, or by the manifest in their
+    folder; anything else is a folder (write ``./digits`` for a folder of such a name).
+
+    Args:
+        options: What to read.
+        pipes: Whether ``pipe:COMMAND`` may be run, because a person typed it.
+        progress: Show a bar on standard error while shards are checked or images measured.
+
+    Raises:
+        UserError: there is no such thing, the data set is absent and cannot be downloaded, the
+            folder does not hold images by class, a shard is damaged or altered.
     """
+    data = _found(options, pipes=pipes, progress=progress)
+    if options.cache:
+        hold_decoded((data.train, data.val), shared=options.workers > 0, progress=progress)
+    return data
+
+
+def _found(options: DataOptions, *, pipes: bool, progress: bool) -> ImageData:
     name = options.data
+    sharded = name not in catalogue.CATALOGUE and is_sharded(name)
+    if options.val_data is not None and not sharded:
+        raise UserError(
+            f"val_data is {options.val_data!r}, but data is {name!r}, which is not a pattern of "
+            "shards; a folder has val/ for it"
+        )
+    if sharded:
+        split = read_shards(
+            name,
+            options.val_data,
+            val_fraction=options.val_fraction,
+            seed=options.seed,
+            pipes=pipes,
+            progress=progress,
+        )
+        return _from_shards(split, options)
     if name in catalogue.CATALOGUE:
         return _named(name, options)
     folder = Path(name).expanduser()
-    if not folder.is_dir() and os.sep not in name and not name.startswith((".", "~")):
+    if not os.path.isdir(folder) and os.sep not in name and not name.startswith((".", "~")):
         raise UserError(
             f"unknown data set {name!r}, and no folder of that name; "
             f"{nearest(name, catalogue.CATALOGUE)}"
@@ -236,19 +300,35 @@ def _named(name: str, options: DataOptions) -> ImageData:
 
 def _from_folder(folder: Path, options: DataOptions) -> ImageData:
     split = read_folder(folder, val_fraction=options.val_fraction, seed=options.seed)
-    size = options.image_size or 224
-    mean, std = catalogue.IMAGENET_MEAN, catalogue.IMAGENET_STD
-    framings = _framings(options, size, mean, std, True)
-    return ImageData(
-        FileImages(split.train_paths, split.train_labels, framings[0]),
-        FileImages(split.val_paths, split.val_labels, framings[1]),
+    train, val = _photo_framings(options)
+    return _photos(
+        FileImages(split.train_paths, split.train_labels, train),
+        FileImages(split.val_paths, split.val_labels, val),
         split.classes,
-        size,
-        mean,
-        std,
-        image_transform(size, mean, std),
         split.fingerprint,
     )
+
+
+def _from_shards(split: ShardSplit, options: DataOptions) -> ImageData:
+    train, val = (
+        ShardImages(part, framing)
+        for part, framing in zip((split.train, split.val), _photo_framings(options), strict=True)
+    )
+    return _photos(train, val, split.classes, lambda: split.fingerprint)
+
+
+def _photo_framings(options: DataOptions) -> tuple[Framing, Framing]:
+    """For images of which nothing more is known: ImageNet's normalisation, and mirrored too."""
+    size = options.image_size or 224
+    return _framings(options, size, catalogue.IMAGENET_MEAN, catalogue.IMAGENET_STD, True)
+
+
+def _photos(
+    train: ImageSet, val: ImageSet, classes: tuple[str, ...], fingerprint: Callable[[], str]
+) -> ImageData:
+    mean, std, size = catalogue.IMAGENET_MEAN, catalogue.IMAGENET_STD, val.framing.image_size
+    transform = image_transform(size, mean, std)
+    return ImageData(train, val, classes, size, mean, std, transform, fingerprint)
 
 
 def train_loader(data: ImageData, options: DataOptions) -> ImageLoader:
@@ -267,10 +347,17 @@ def train_loader(data: ImageData, options: DataOptions) -> ImageLoader:
         batch_size=options.batch_size,
         workers=options.workers,
         drop_last=len(sampler) >= options.batch_size,
+        timeout=options.load_timeout or 0.0,
     )
 
 
 def val_loader(data: ImageData, options: DataOptions) -> ImageLoader:
     """The held-out images in order, all of them, each as evaluation sees it."""
     sampler = EpochSampler(len(data.val), seed=options.seed, shuffle=False)
-    return ImageLoader(data.val, sampler, batch_size=options.batch_size, workers=options.workers)
+    return ImageLoader(
+        data.val,
+        sampler,
+        batch_size=options.batch_size,
+        workers=options.workers,
+        timeout=options.load_timeout or 0.0,
+    )

@@ -57,7 +57,7 @@ def read_folder(root: Path, *, val_fraction: float, seed: int) -> FolderSplit:
     Classes are sorted by name. Raises ``UserError`` where the folder or a part of it is missing,
     a class has no images, there are fewer than two classes, or train and val differ in classes.
     """
-    if not root.is_dir():
+    if not os.path.isdir(root):  # False also for what is too long for a name
         raise UserError(f"no such image folder: {str(root)!r}")
     parts = {name: _class_folders(root / name) for name in ("train", "val")}
     if parts["train"] and parts["val"]:

@@ -9,7 +9,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,8 +22,13 @@ from torchvision.transforms.v2 import functional as tv
 
 from .distortion import Distortion
 from .errors import UserError
-from .images import frame, normalizer, read_image, rgb_pixels
+from .holding import HeldPixels, check_memory
+from .images import decode_image, frame, image_extent, normalizer, read_image, rgb_pixels
 from .sampling import EpochSampler, drawing_by, mix
+from .watching import Watch, note_reading
+
+if TYPE_CHECKING:
+    from .sharded import ShardPart
 
 __all__ = [
     "ArrayImages",
@@ -33,7 +38,9 @@ __all__ = [
     "Framing",
     "ImageLoader",
     "ImageSet",
+    "ShardImages",
     "crop_and_flip",
+    "hold_decoded",
 ]
 
 Batch = tuple[Tensor, Tensor]
@@ -86,6 +93,10 @@ class ImageSet(Dataset[tuple[Tensor, int]], ABC):
     @abstractmethod
     def source(self, index: int) -> tuple[Tensor, int]:
         """The image as it is stored, uint8 RGB (3, h, w), and its label."""
+
+    def name(self, index: int) -> str:
+        """What messages call an image."""
+        return f"image {index}"
 
     @abstractmethod
     def _pixels(self, epochs: Keys, indices: Keys) -> Batch:
@@ -180,12 +191,29 @@ class _DrawnOneByOne(ImageSet):
         if framing.flip:
             steps.append(v2.RandomHorizontalFlip())
         self._augment = v2.Compose(steps)
+        self.held: HeldPixels | None = None
+
+    def extent(self, index: int) -> tuple[int, int]:
+        """Height and width of an image as it is stored, in pixels."""
+        height, width = self.source(index)[0].shape[1:]
+        return height, width
+
+    def _read(self, index: int) -> tuple[Tensor, int]:
+        """As ``source``, out of memory where it was read before and is held."""
+        note_reading(index)
+        if self.held is None:
+            return self.source(index)
+        if (known := self.held.get(index)) is not None:
+            return known
+        pixels, label = self.source(index)
+        self.held.put(index, pixels, label)
+        return pixels, label
 
     def _pixels(self, epochs: Keys, indices: Keys) -> Batch:
         pixels, labels = [], []
         draws = mix(self.framing.seed, epochs, indices) >> np.uint64(1)
         for draw, index in zip(draws.tolist(), indices.tolist(), strict=True):
-            image, label = self.source(index)
+            image, label = self._read(index)
             pixels.append(self._cropped(image, draw))
             labels.append(label)
         return torch.stack(pixels), torch.tensor(labels)
@@ -227,6 +255,57 @@ class FileImages(_DrawnOneByOne):
         """The image in its file, uint8 RGB (3, h, w), and its label."""
         return read_image(self.path(index)), int(self._labels[index])
 
+    def name(self, index: int) -> str:
+        """The file, in quotes."""
+        return repr(str(self.path(index)))
+
+    def extent(self, index: int) -> tuple[int, int]:
+        """Height and width of an image, out of the head of its file."""
+        return image_extent(self.path(index), self.name(index))
+
+
+class ShardImages(_DrawnOneByOne):
+    """A set of image files inside tar shards, which stay there.
+
+    Args:
+        part: Where they lie, and their labels.
+        framing: As for ``FileImages``.
+    """
+
+    def __init__(self, part: ShardPart, framing: Framing) -> None:
+        super().__init__(framing)
+        self._part = part
+
+    def __len__(self) -> int:
+        return len(self._part)
+
+    def name(self, index: int) -> str:
+        """The member, and the shard it is in."""
+        shard = self._part.paths[self._part.shard[index]]
+        return f"{self._part.name(index)!r} in shard {str(shard)!r}"
+
+    def source(self, index: int) -> tuple[Tensor, int]:
+        """The image in its shard, uint8 RGB (3, h, w), and its label."""
+        pixels = decode_image(self._bytes(index), self.name(index))
+        return pixels, int(self._part.labels[index])
+
+    def extent(self, index: int) -> tuple[int, int]:
+        """Height and width of an image, out of its first bytes."""
+        return image_extent(self._bytes(index), self.name(index))
+
+    def _bytes(self, index: int) -> bytes:
+        """What lies in the shard; opened anew, for thousands of them are more than may be open."""
+        part, size = self._part, int(self._part.sizes[index])
+        try:
+            with part.paths[part.shard[index]].open("rb", buffering=0) as file:
+                data = os.pread(file.fileno(), size, int(part.offsets[index]))
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(f"cannot read image {self.name(index)}: {reason}") from error
+        if len(data) < size:
+            raise UserError(f"cannot read image {self.name(index)}: the shard is cut short")
+        return data
+
 
 class CatalogueImages(_DrawnOneByOne):
     """A torchvision data set of (Pillow image, label) pairs that reads its files itself.
@@ -255,6 +334,41 @@ class CatalogueImages(_DrawnOneByOne):
             raise UserError(f"cannot read image {index} of {self._name}: {reason}") from error
 
 
+def hold_decoded(sets: Sequence[ImageSet], *, shared: bool, progress: bool = False) -> None:
+    """Have sets of files keep their decoded images in memory once they were read.
+
+    Args:
+        sets: Those that are in memory already stay as they are.
+        shared: Whether worker processes read them.
+        progress: Show a bar on standard error while the images are measured.
+
+    Raises:
+        UserError: they would not fit into memory; an image is unreadable.
+    """
+    from rich.console import Console
+    from rich.progress import track
+
+    drawn = [images for images in sets if isinstance(images, _DrawnOneByOne)]
+    extents = [
+        list(
+            track(
+                map(images.extent, range(len(images))),
+                "measuring images",
+                total=len(images),
+                console=Console(stderr=True),
+                transient=True,
+                disable=not progress,
+            )
+        )
+        for images in drawn
+    ]
+    every = [extent for each in extents for extent in each]
+    needed = sum(3 * height * width for height, width in every)
+    check_memory(len(every), needed, shared=shared)
+    for images, each in zip(drawn, extents, strict=True):
+        images.held = HeldPixels(each, shared=shared)
+
+
 class _Batches(Dataset[Batch]):
     """A set as the loader asks for it: whole batches, and errors as values.
 
@@ -276,6 +390,8 @@ class _Batches(Dataset[Batch]):
             return self.images.batch(keys)
         except UserError as error:
             return error
+        finally:
+            note_reading(-1)
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -291,6 +407,7 @@ class ImageLoader(DataLoader[Batch]):
         batch_size: Images a batch.
         workers: Processes that prepare batches; 0 prepares them in this one.
         drop_last: Leave an incomplete last batch out.
+        timeout: Seconds that a batch may take to come from the workers; 0 is any number.
     """
 
     def __init__(
@@ -301,7 +418,9 @@ class ImageLoader(DataLoader[Batch]):
         batch_size: int,
         workers: int = 0,
         drop_last: bool = False,
+        timeout: float = 0.0,
     ) -> None:
+        self._watch = Watch(images, workers) if workers else None
         super().__init__(
             _Batches(images),
             batch_size=batch_size,
@@ -309,16 +428,33 @@ class ImageLoader(DataLoader[Batch]):
             num_workers=workers,
             collate_fn=_as_it_is,
             drop_last=drop_last,
+            timeout=timeout,
+            worker_init_fn=self._watch.begin if self._watch is not None else None,
             persistent_workers=workers > 0,
             # One of its own: a draw from the global generator would shift the model's.
             generator=torch.Generator(),
         )
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        for batch in super().__iter__():
-            if isinstance(batch, UserError):
-                # Let go of the workers now, and raise an error that this frame does not hold:
-                # collected as part of a cycle, they would take PyTorch ten seconds to end.
-                self._iterator = None
-                raise UserError(*batch.args)
-            yield batch
+        fault: UserError | None = None
+        batches: Any = None
+        try:
+            batches = super().__iter__()  # which waits for the workers of the epoch before
+            if self._watch is not None:
+                self._watch.processes = batches._workers
+            for batch in batches:
+                if isinstance(batch, UserError):
+                    fault = UserError(*batch.args)
+                    break
+                yield batch
+        except RuntimeError as error:
+            if self._watch is None or (fault := self._watch.told(error, self.timeout)) is None:
+                raise
+        if fault is not None:
+            # Let go of the workers now, and raise an error that does not hold their iterator:
+            # collected as part of a cycle, they would take PyTorch ten seconds to end.
+            del batches
+            self._iterator = None
+            if self._watch is not None:
+                self._watch.end()
+            raise fault

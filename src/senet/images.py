@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -20,8 +23,10 @@ __all__ = [
     "CROP",
     "EXTENSIONS",
     "MAX_PIXELS",
+    "decode_image",
     "find_images",
     "frame",
+    "image_extent",
     "image_transform",
     "list_images",
     "normalizer",
@@ -81,24 +86,52 @@ def read_image(path: Path) -> Tensor:
     an animation the first picture counts. Raises ``UserError`` naming the file where it is
     missing, unreadable, truncated or larger than ``MAX_PIXELS``.
     """
+    path = _existing(path)
+    with _opened(path, repr(str(path))) as image:
+        return rgb_pixels(image)
+
+
+def decode_image(data: bytes, name: str) -> Tensor:
+    """As ``read_image``, out of the bytes of a file; ``name`` is what messages call it."""
+    with _opened(io.BytesIO(data), name) as image:
+        return rgb_pixels(image)
+
+
+def image_extent(source: Path | bytes, name: str) -> tuple[int, int]:
+    """Height and width of an image, before it is turned upright, out of its first bytes."""
+    with _opened(io.BytesIO(source) if isinstance(source, bytes) else source, name) as image:
+        return image.height, image.width
+
+
+def _existing(path: Path) -> Path:
     path = Path(path)
     if not path.is_file():
         kind = "a folder" if path.is_dir() else "not a file" if path.exists() else "no such file"
         raise UserError(f"cannot read image {str(path)!r}: {kind}")
+    return path
+
+
+@contextmanager
+def _opened(source: Path | BinaryIO, name: str) -> Iterator[Image.Image]:
+    """An image of an acceptable size; what is wrong with it, here or inside, told in a line."""
     try:
         # Warnings about metadata or size would break into progress bars once an image.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path) as image:
+            with Image.open(source) as image:
                 _refuse_bomb(image.width, image.height)
-                return rgb_pixels(image)
+                yield image
     except Exception as error:  # Pillow's decoders raise nearly every type there is
         reason = str(error).partition("\n")[0] or type(error).__name__
         if isinstance(error, Image.UnidentifiedImageError):
-            reason = "empty file" if path.stat().st_size == 0 else "not an image, or a damaged one"
+            reason = "empty file" if _is_empty(source) else "not an image, or a damaged one"
         elif isinstance(error, OSError) and error.strerror:
             reason = error.strerror
-        raise UserError(f"cannot read image {str(path)!r}: {reason}") from error
+        raise UserError(f"cannot read image {name}: {reason}") from error
+
+
+def _is_empty(source: Path | BinaryIO) -> bool:
+    return (source.stat().st_size if isinstance(source, Path) else source.seek(0, 2)) == 0
 
 
 def _refuse_bomb(width: int, height: int) -> None:

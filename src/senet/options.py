@@ -34,9 +34,12 @@ class TrainOptions:
         model: Network: resnet20, se_resnet50, … (se_NAME is NAME with SE attached), timm/NAME or
             se_timm/NAME for any of timm's.
         data: Data set: digits (built in), cifar10, cifar100, fashion_mnist, … or a folder of
-            images, one sub-folder a class.
+            images, one sub-folder a class; or tar shards: a folder that `senet pack` made, or a
+            pattern in quotes, 'DIR/train-{0000..0099}.tar'.
         data_root: Where downloaded data sets are kept.
         download: Fetch a data set that is not there yet.
+        val_data: Pattern of the shards to validate on, where data is a pattern of those to train
+            on; null takes those beside them that `senet pack` made, else holds val_fraction out.
         image_size: Height and width the network sees, in pixels; null takes the data set's own,
             for a folder the network's (32 for resnet20, 224 for resnet50).
         val_fraction: Share of the images held out for validation where a data set has no
@@ -49,6 +52,9 @@ class TrainOptions:
             without, of as many times fewer images.
         batch_size: Images in a batch, on each device.
         workers: Processes that load images; 0 loads them in the training process.
+        load_timeout: Seconds that a batch may take to come from the workers before training
+            stops and names the files they are at; null waits for ever.
+        cache: Hold decoded images in memory once they were read; small sets only.
         epochs: Passes over the training images.
         seed: Decides initial weights, order of the images, augmentation and held-out images.
         optimizer: sgd or adamw.
@@ -113,6 +119,7 @@ class TrainOptions:
     data: str = "digits"
     data_root: str = "~/.cache/senet/data"
     download: bool = True
+    val_data: str | None = None
     image_size: int | None = None
     val_fraction: float = 0.2
     augment: bool = True
@@ -121,6 +128,8 @@ class TrainOptions:
     repeats: int = 1
     batch_size: int = 64
     workers: int = 0
+    load_timeout: float | None = None
+    cache: bool = False
     epochs: int = 4
     seed: int = 7
     optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -240,7 +249,11 @@ def _within(least: float, most: float) -> tuple[Callable[[Any], bool], str]:
 
 _INT64 = 2**63 - 1  # what PyTorch counts with
 _RANGES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
-    (("model", "data", "data_root", "init"), lambda v: bool(v.strip()), "a name or a folder"),
+    (
+        ("model", "data", "val_data", "data_root", "init"),
+        lambda v: bool(v.strip()),
+        "a name or a folder",
+    ),
     (("epochs", "batch_size", "limit_batches", "accumulate"), *_within(1, 10**9)),
     (("repeats",), *_within(1, 1024)),
     (("rand_augment",), *_within(0, 30)),
@@ -252,6 +265,7 @@ _RANGES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
     (("threads",), *_within(1, 1024)),
     (("seed",), *_within(0, _INT64)),
     (("workers",), lambda v: v >= 0, "0 or more"),
+    (("load_timeout",), lambda v: 0 < v <= 1e6, "above 0, at most 1,000,000 seconds"),
     (("weight_decay", "warmup_epochs"), *_within(0, 10**9)),
     (("lr", "se_lr", "gamma", "clip_norm"), lambda v: 0 < v <= 1e38, "above 0, at most 1e38"),
     (
@@ -278,7 +292,10 @@ _RANGES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
 
 # What a resumed run may be given anew, because the result does not depend on it.
 _FREE = frozenset(
-    ("data_root", "download", "workers", "accelerator", "twin", "tensorboard"),
+    (
+        *("data_root", "download", "workers", "load_timeout", "cache", "accelerator", "twin"),
+        "tensorboard",
+    ),
 )
 
 

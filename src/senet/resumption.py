@@ -42,7 +42,10 @@ def with_absolute_paths(options: TrainOptions) -> TrainOptions:
         init = os.path.abspath(Path(init).expanduser())
     if not root.startswith("~"):  # the home folder is the reader's, on another machine too
         root = os.path.abspath(root)
-    return replace(options, data=absolute(options.data), data_root=root, init=init)
+    val_data = None if options.val_data is None else absolute(options.val_data)
+    return replace(
+        options, data=absolute(options.data), val_data=val_data, data_root=root, init=init
+    )
 
 
 def check_directory(out: Path, options: TrainOptions, *, resume: bool) -> RunRecord:

@@ -32,6 +32,7 @@ from .resumption import (
     with_absolute_paths,
 )
 from .verification import verify
+from .watching import workers_told
 
 if TYPE_CHECKING:
     from .checkpoints import EpochRow, RunRecord
@@ -69,6 +70,7 @@ def train(
     *,
     resume: bool = False,
     bar: bool = False,
+    pipes: bool = False,
     say: Callable[[str], None] = print,
 ) -> TrainResult:
     """Train a network and leave a run directory.
@@ -86,6 +88,8 @@ def train(
         out: the run directory; made where it is missing.
         resume: go on with the run in ``out``; where there is none yet, begin.
         bar: show a progress bar.
+        pipes: run the commands in ``pipe:COMMAND`` of data and val_data, because a person typed
+            them: out of a file, a stranger's perhaps, they are refused.
         say: takes the lines that tell what is going on.
 
     Raises:
@@ -97,17 +101,19 @@ def train(
     out, options = Path(out), with_absolute_paths(options)
     plain = plain_twin(options) if options.twin else None
     tell = _say_nothing if is_helper() else say
-    with _threads(options.threads), memory_told():
+    with _threads(options.threads), memory_told(), workers_told():
         if plain is not None:  # before hours are spent on the first of the two
             record = check_directory(out / TWIN, plain, resume=resume)
             if plain.init and not record.rows and runs.read_card(Path(plain.init)).plan is not None:
                 raise UserError(
                     f"twin needs a plain run to start both from; init {plain.init} has SE"
                 )
-        result = _train_one(options, out, resume=resume, bar=bar, say=tell)
+        result = _train_one(options, out, resume=resume, bar=bar, pipes=pipes, say=tell)
         if plain is None:
             return result
-        beside = _train_one(plain, out / TWIN, beside=out, resume=resume, bar=bar, say=tell)
+        beside = _train_one(
+            plain, out / TWIN, beside=out, resume=resume, bar=bar, pipes=pipes, say=tell
+        )
         if is_helper():
             return result
         from .twins import compare, write_comparison
@@ -127,6 +133,7 @@ def _train_one(
     beside: Path | None = None,
     resume: bool,
     bar: bool,
+    pipes: bool,
     say: Callable[[str], None],
 ) -> TrainResult:
     """One network of `train`; ``beside`` is the run of the other, on the same data."""
@@ -141,7 +148,7 @@ def _train_one(
         if fault is None:
             return _finished(out, options, record, say)
     data_options = data_options_of(options)
-    data = load_data(data_options)
+    data = load_data(data_options, pipes=pipes, progress=bar and not is_helper())
     now = data.record()
     check_data(out, record, now)
     if beside is not None:

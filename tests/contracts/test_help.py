@@ -20,7 +20,18 @@ BLOCKS = {
 OPTIONS = {
     "train": {
         *("config", "print_config", "out", "resume", "progress"),
-        *("model", "data", "data_root", "download", "image_size", "val_fraction", "augment"),
+        *(
+            "model",
+            "data",
+            "val_data",
+            "load_timeout",
+            "cache",
+            "data_root",
+            "download",
+            "image_size",
+            "val_fraction",
+            "augment",
+        ),
         *("batch_size", "workers", "epochs", "seed", "optimizer", "lr", "momentum", "nesterov"),
         *("weight_decay", "decay_norms", "schedule", "milestones", "gamma", "warmup_epochs"),
         *("warmup_factor", "label_smoothing", "clip_norm", "pretrained", "init", "se_lr"),
@@ -33,13 +44,14 @@ OPTIONS = {
     "export": {
         *("format", "out", "as_trained", "image_size", "opset", "tolerance", "batch"),
     },
+    "pack": {"out", "shard_size", "val_fraction", "seed", "json"},
     "plan": {"image_size", "scope", "json", *BLOCKS},
     "bench": {
         *("columns", "batch", "infer_batch", "image_size", "layout", "dtype", "rounds"),
         *("device", "threads", "csv", "json"),
     },
 }
-REQUIRED = {"out", "run", "images", "name"}
+REQUIRED = {"out", "run", "images", "name", "folder"}
 WITHOUT_DEFAULT = {"help", "config", "print_config", *REQUIRED}
 
 

@@ -20,6 +20,7 @@ from ..image_sets import Framing, ImageLoader
 from ..options import TrainOptions, read_options
 from ..sampling import EpochSampler
 from ..training import CONFIG
+from ..watching import workers_told
 from .parsing import command_parser, parse, pick_device
 
 __all__ = ["main", "parser"]
@@ -69,13 +70,14 @@ def main(argv: Sequence[str]) -> int:
     run = Path(given.run)
     card = runs.read_card(run)
     data = _data(given, run, card)
-    result = evaluate(
-        runs.load(run, device=device),
-        _batches(data, card, given),
-        classes=card.classes,
-        device=device,
-        progress=sys.stderr.isatty(),
-    )
+    with workers_told():
+        result = evaluate(
+            runs.load(run, device=device),
+            _batches(data, card, given),
+            classes=card.classes,
+            device=device,
+            progress=sys.stderr.isatty(),
+        )
     if given.json:
         print(result.to_json())
     else:
@@ -91,6 +93,7 @@ def _data(given: Namespace, run: Path, card: runs.ModelCard) -> ImageData:
     data = load_data(
         DataOptions(
             data=given.data or card.data,
+            val_data=None if given.data else options.val_data,
             data_root=Path(given.data_root or options.data_root),
             download=options.download,
             batch_size=given.batch_size,
@@ -99,7 +102,9 @@ def _data(given: Namespace, run: Path, card: runs.ModelCard) -> ImageData:
             augment=False,
             val_fraction=card.val_fraction,
             seed=card.seed,
-        )
+        ),
+        pipes=given.data is not None,
+        progress=sys.stderr.isatty(),
     )
     if data.classes != card.classes:
         raise UserError(

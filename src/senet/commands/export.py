@@ -141,6 +141,7 @@ def _held_out(run: Path, card: runs.ModelCard) -> tuple[Tensor, str]:
         data = load_data(
             DataOptions(
                 data=card.data,
+                val_data=options.val_data,
                 data_root=Path(options.data_root),
                 download=False,
                 image_size=card.image_size,

@@ -31,10 +31,11 @@ _GROUPS = {
 
 _EPILOG = """
 --resume takes the options from the run; those given beside it must agree with them, except
-data_root, download, workers, accelerator, twin and tensorboard, on which the result does not
-depend. A run that has finished says so. To train for longer, start a new run: its schedule is
-another. Exit status: 0 trained, 2 a mistake that is named, 130 interrupted (Ctrl-C), 143
-terminated (SIGTERM); finished epochs are saved, and the last line says how to go on.
+data_root, download, workers, load_timeout, cache, accelerator, twin and tensorboard, on which the
+result does not depend; a command, pipe:..., is given again. A run that has finished says so. To
+train for longer, start a new run: its schedule is another. Exit status: 0 trained, 2 a mistake that
+is named, 130 interrupted (Ctrl-C), 143 terminated (SIGTERM); finished epochs are saved, and the
+last line says how to go on.
 """
 
 
@@ -64,7 +65,8 @@ def main(argv: Sequence[str]) -> int:
     terminated: list[int] = []
     try:
         with _terminable(terminated):
-            result = train(options, given.out, resume=given.resume, bar=bar)
+            pipes = _typed(argv, options)
+            result = train(options, given.out, resume=given.resume, bar=bar, pipes=pipes)
     except VerificationError as error:
         raise UserError(f"{options.model}: {error}") from error
     except KeyboardInterrupt:
@@ -115,6 +117,13 @@ def _parse(argv: Sequence[str]) -> Namespace:
         return given
     made.set_defaults(asdict(read_options(config)))
     return parse(made, argv)
+
+
+def _typed(argv: Sequence[str], options: TrainOptions) -> bool:
+    """Whether commands in data and val_data stand on the command line itself, not in a file."""
+    words = {*argv, *(argument.partition("=")[2] for argument in argv)}
+    given = (options.data, options.val_data)
+    return all(value in words for value in given if value is not None and "pipe:" in value)
 
 
 def _says_what_to_train(word: str) -> bool:

@@ -1,0 +1,55 @@
+"""Shards that a command prints: run only where a person typed it, kept in a folder meanwhile."""
+
+from __future__ import annotations
+
+import atexit
+import re
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from .errors import UserError
+
+__all__ = ["PIPE", "fetched"]
+
+PIPE = "pipe:"
+
+
+def fetched(names: Sequence[str], *, allowed: bool) -> list[Path]:
+    """Run the command of each ``pipe:COMMAND`` and keep what it prints in a temporary folder.
+
+    Images are read in another order in every epoch, which a stream does not allow. ``TMPDIR``
+    says where the folder is made; it is removed when the process ends.
+
+    Args:
+        names: The commands.
+        allowed: A person typed them. A command out of a file, which may be a stranger's, is not
+            run.
+
+    Raises:
+        UserError: not allowed; some are files; a command fails; there is no space.
+    """
+    command = next(name for name in names if name.startswith(PIPE))
+    if not allowed:
+        raise UserError(
+            f"{command!r} is a command, and commands out of a file are not run; type it: "
+            "--data 'pipe:...'"
+        )
+    if plain := next((name for name in names if not name.startswith(PIPE)), None):
+        raise UserError(f"{plain!r} is a file and {command!r} a command; name one kind only")
+    from webdataset.gopen import gopen
+
+    folder = tempfile.TemporaryDirectory(prefix="senet-piped-")
+    atexit.register(folder.cleanup)  # which workers, forked from this process, do not run
+    paths = [Path(folder.name, f"{number:06d}.tar") for number in range(len(names))]
+    for name, path in zip(names, paths, strict=True):
+        try:
+            with gopen(name, "rb") as stream, path.open("wb") as file:
+                shutil.copyfileobj(stream, file, 2**20)
+        except OSError as error:
+            status = re.search(r"exit -?\d+", str(error))
+            failed = f"the command failed, {status[0]}" if status else "the command failed"
+            reason = error.strerror or failed
+            raise UserError(f"cannot read {name!r}: {reason}") from error
+    return paths

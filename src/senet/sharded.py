@@ -1,0 +1,399 @@
+"""Data sets of tar shards: patterns and packed folders → where each image lies, all checked."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from .errors import UserError
+from .manifests import MANIFEST, Manifest, ShardEntry, read_manifest
+from .piped import PIPE, fetched
+from .sampling import stratified_split
+from .shards import Shard, read_shard
+
+__all__ = ["ShardPart", "ShardSplit", "expand", "is_sharded", "read_shards"]
+
+_MOST_SHARDS = 100_000
+_LONGEST = 4096
+
+
+@dataclass(frozen=True)
+class ShardPart:
+    """The images of some shards, one buffer or array for all: workers are to share them.
+
+    Args:
+        paths: The shards.
+        shard: int64 (N,), in which of them each image lies.
+        offsets: int64 (N,), where its bytes begin.
+        sizes: int64 (N,), how many they are.
+        labels: int64 (N,).
+        names: Of the members, UTF-8, one after the other.
+        ends: int64 (N,), where each name ends.
+    """
+
+    paths: tuple[Path, ...]
+    shard: npt.NDArray[np.int64]
+    offsets: npt.NDArray[np.int64]
+    sizes: npt.NDArray[np.int64]
+    labels: Tensor
+    names: bytes
+    ends: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    def name(self, index: int) -> str:
+        """The member that an image is, in its shard."""
+        start = int(self.ends[index - 1]) if index else 0
+        return self.names[start : int(self.ends[index])].decode("utf-8", "surrogateescape")
+
+    def take(self, indices: Sequence[int]) -> ShardPart:
+        """These images, in this order."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        return ShardPart(
+            self.paths,
+            self.shard[chosen],
+            self.offsets[chosen],
+            self.sizes[chosen],
+            self.labels[torch.from_numpy(chosen)],
+            *_joined([self.name(index) for index in indices]),
+        )
+
+
+@dataclass(frozen=True)
+class ShardSplit:
+    """The two parts, the class names, and a text that changes with the shards."""
+
+    classes: tuple[str, ...]
+    train: ShardPart
+    val: ShardPart
+    fingerprint: str
+
+
+def is_sharded(data: str) -> bool:
+    """Whether ``data`` means shards: a pattern, a packed folder, or its manifest."""
+    if data.startswith(PIPE) or "::" in data:
+        return True
+    path = Path(data).expanduser()
+    if os.path.isdir(path):  # False also for what is too long for a name
+        folders = (entry for entry in path.iterdir() if entry.is_dir() and entry.name[0] != ".")
+        return next(folders, None) is None and (
+            (path / MANIFEST).is_file() or any(path.glob("*.tar"))
+        )
+    return path.name == MANIFEST or re.search(r"\.tar(\.\w+)?\}?$|\.tgz$|\{.*\}", data) is not None
+
+
+def expand(pattern: str) -> list[str]:
+    """The shards that a pattern names: braces as in a shell, ``::`` between several patterns.
+
+    >>> expand("a-{08..10}.tar::b.tar")
+    ['a-08.tar', 'a-09.tar', 'a-10.tar', 'b.tar']
+    """
+    from braceexpand import braceexpand
+
+    if max(map(len, pattern.split("::"))) > _LONGEST:
+        raise UserError(f"{pattern[:60]!r}… is no pattern of shards: longer than any path")
+    if re.search(r"\{-?\d*\.\.-?\d{7}|\{-?\d{7}", pattern):
+        raise UserError(f"{pattern!r} names more than {_MOST_SHARDS:,} shards")
+    try:
+        names = [
+            name
+            for part in pattern.split("::")
+            for name in islice(braceexpand(part), _MOST_SHARDS + 1)
+        ]
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{pattern!r} is no pattern of shards: {error}; write train-{{0000..0099}}.tar"
+        ) from error
+    if len(names) > _MOST_SHARDS:
+        raise UserError(f"{pattern!r} names more than {_MOST_SHARDS:,} shards")
+    return names
+
+
+def read_shards(
+    data: str,
+    val_data: str | None = None,
+    *,
+    val_fraction: float,
+    seed: int,
+    pipes: bool = False,
+    progress: bool = False,
+) -> ShardSplit:
+    """Find the shards of both parts, check them against their manifest, and index them.
+
+    Where the shards lie beside the manifest of `senet pack`, their sizes and SHA-256 must be as
+    it says. All are checked before training: its order is drawn over all images, so that the
+    first few batches already read from every shard. The bytes are read by the first process of
+    a machine only.
+
+    Args:
+        data: A pattern of the shards to train on; or a packed folder or its manifest, for both.
+        val_data: A pattern of those to validate on. Without one: the manifest's, or a share of
+            each class of ``data``.
+        val_fraction: That share.
+        seed: Decides it.
+        pipes: Whether commands (``pipe:cat file``) may be run: only where a person typed them.
+        progress: Show a bar on standard error.
+
+    Raises:
+        UserError: a shard that is missing, cut short, altered or hostile, a manifest that is,
+            labels without a class, a shard that is in both parts.
+    """
+    packed = _packed(data)
+    if packed is not None:
+        folder, manifest = packed
+        train = [folder / entry.file for entry in manifest.train]
+        val = [folder / entry.file for entry in manifest.val]
+    else:
+        train, val = _paths(data, pipes), []
+    if val_data is not None:
+        val = _paths(val_data, pipes)
+    known = _manifests([*train, *val])
+    if val_data is None and packed is None:
+        val = _beside(train, known)
+    held_out = {os.path.realpath(path) for path in val}
+    if both := [path for path in train if os.path.realpath(path) in held_out]:
+        raise UserError(f"shard {str(both[0])!r} is among those to train on and to validate on")
+    checks = _Checks(known)
+    with _bar([*train, *val], progress) as advance:
+        parts = [checks.part(paths, advance) for paths in (train, val) if paths]
+    joined = [_join(shards, in_order_of_names=bool(known)) for shards in parts]
+    split = joined if len(joined) == 2 else _split(joined[0], data, val_fraction, seed)
+    return ShardSplit(
+        _classes(known, split, data),
+        split[0],
+        split[1],
+        _fingerprint(parts, known, [part.labels for part in split]),
+    )
+
+
+def _packed(data: str) -> tuple[Path, Manifest] | None:
+    """The folder and manifest that ``data`` is, if it is one of the two."""
+    if data.startswith(PIPE):
+        return None
+    path = Path(data).expanduser()
+    folder = path.parent if path.name == MANIFEST else path
+    if path.name != MANIFEST and not os.path.isdir(path):
+        return None
+    if not (folder / MANIFEST).is_file():
+        raise UserError(
+            f"no {MANIFEST} in {str(folder)!r}: `senet pack` writes it last, so it was interrupted "
+            "(run it again) or others made the shards (name them: train-{0000..0099}.tar)"
+        )
+    manifest = read_manifest(folder / MANIFEST)
+    if manifest is None:
+        raise UserError(
+            f"{str(folder / MANIFEST)!r} is not one of `senet pack`; name the shards by a pattern, "
+            "such as train-{0000..0099}.tar"
+        )
+    return folder, manifest
+
+
+def _paths(pattern: str, pipes: bool) -> list[Path]:
+    """The files of a pattern; what commands print is fetched into files first."""
+    names = expand(pattern)
+    if any(name.startswith(PIPE) for name in names):
+        return fetched(names, allowed=pipes)
+    for name in names:
+        if re.match(r"\w+://", name):
+            raise UserError(
+                f"{name!r} is not a file; download it, or type --data 'pipe:curl -sf {name}'"
+            )
+    paths = [Path(name).expanduser() for name in names]
+    if len(set(paths)) < len(paths):
+        twice = next(path for path in paths if paths.count(path) > 1)
+        raise UserError(f"{pattern!r} names {str(twice)!r} twice")
+    if absent := [path for path in paths if not os.path.isfile(path)]:
+        more = f", nor are {len(absent) - 1} more of {len(paths)}" if len(absent) > 1 else ""
+        raise UserError(f"no such shard: {str(absent[0])!r} is not a file{more}")
+    return paths
+
+
+def _manifests(paths: Sequence[Path]) -> dict[Path, Manifest]:
+    """The manifests of the folders that the shards are in, where there are such."""
+    known = {}
+    for folder in dict.fromkeys(path.parent for path in paths):
+        if (folder / MANIFEST).is_file():
+            manifest = read_manifest(folder / MANIFEST)
+            if manifest is not None:
+                known[folder] = manifest
+    return known
+
+
+def _beside(train: Sequence[Path], known: dict[Path, Manifest]) -> list[Path]:
+    """The shards to validate on that lie beside those to train on; [] where none are."""
+    folders = list(dict.fromkeys(path.parent for path in train))
+    if not all(folder in known for folder in folders):
+        return []
+    return [folder / entry.file for folder in folders for entry in known[folder].val]
+
+
+class _Checks:
+    """Reads shards, each compared with what its manifest says of it."""
+
+    def __init__(self, known: dict[Path, Manifest]) -> None:
+        self._known = known
+        self._entries = {
+            folder / entry.file: entry
+            for folder, manifest in known.items()
+            for entry in (*manifest.train, *manifest.val)
+        }
+
+    def part(self, paths: Sequence[Path], advance: Callable[[int], None]) -> list[Shard]:
+        """The shards in order; the first that is not as it should be raises."""
+        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+            read = pool.map(lambda path: self._read(path, advance), paths)
+            try:
+                return list(read)
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+
+    def _read(self, path: Path, advance: Callable[[int], None]) -> Shard:
+        entry = self._entries.get(path)
+        if path.parent in self._known and entry is None:
+            raise UserError(f"shard {str(path)!r} is not in the {MANIFEST} beside it")
+        if entry is not None:
+            _compare_bytes(path, entry, advance)
+        shard = read_shard(path)
+        if entry is None:
+            advance(shard.bytes)
+        elif len(shard.names) != entry.count:
+            raise UserError(
+                f"shard {str(path)!r} holds {len(shard.names):,} images, but {entry.count:,} by "
+                f"the {MANIFEST} beside it; pack the folder again"
+            )
+        if entry is not None:
+            limit = len(self._known[path.parent].classes)
+            if (label := max(shard.labels)) >= limit:
+                raise UserError(f"shard {str(path)!r} has label {label}, of {limit} classes")
+        return shard
+
+
+def _compare_bytes(path: Path, entry: ShardEntry, advance: Callable[[int], None]) -> None:
+    altered = f"in the {MANIFEST} beside it; copy it anew, or pack the folder again"
+    try:
+        size = path.stat().st_size
+        if size != entry.bytes:
+            how = "cut short" if size < entry.bytes else "altered"
+            sizes = f"it has {size:,} bytes, not {entry.bytes:,}"
+            raise UserError(f"shard {str(path)!r} is {how}: {sizes} as {altered}")
+        if not _is_first_here():
+            advance(size)
+            return
+        digest = hashlib.sha256()
+        with path.open("rb", buffering=0) as file:
+            while chunk := file.read(2**22):
+                digest.update(chunk)
+                advance(len(chunk))
+    except OSError as error:
+        raise UserError(f"cannot read shard {str(path)!r}: {error.strerror or error}") from error
+    if digest.hexdigest() != entry.sha256:
+        raise UserError(f"shard {str(path)!r} is altered: its SHA-256 is not that {altered}")
+
+
+def _is_first_here() -> bool:
+    """Whether this process is the first of its machine, which alone reads all bytes."""
+    return os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0"
+
+
+@contextmanager
+def _bar(paths: Sequence[Path], progress: bool) -> Iterator[Callable[[int], None]]:
+    """A bar over the bytes of all shards; yields what takes their number as they are read."""
+    if not progress:
+        yield lambda count: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("checking shards"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=sum(path.stat().st_size for path in paths if path.is_file()))
+        yield lambda count: bar.advance(task, count)
+
+
+def _joined(names: Sequence[str]) -> tuple[bytes, npt.NDArray[np.int64]]:
+    encoded = [name.encode("utf-8", "surrogateescape") for name in names]
+    return b"".join(encoded), np.cumsum([len(name) for name in encoded], dtype=np.int64)
+
+
+def _join(shards: Sequence[Shard], *, in_order_of_names: bool) -> ShardPart:
+    """All images of the shards, in the order they lie there or in that of their names.
+
+    `senet pack` lays them down shuffled, for those who read from beginning to end, under names
+    that tell their place in the folder: so the folder and its shards give the same training.
+    """
+    counts = [len(shard.names) for shard in shards]
+    part = ShardPart(
+        tuple(shard.path for shard in shards),
+        np.repeat(np.arange(len(shards)), counts),
+        np.concatenate([np.array(shard.offsets, np.int64) for shard in shards]),
+        np.concatenate([np.array(shard.sizes, np.int64) for shard in shards]),
+        torch.tensor([label for shard in shards for label in shard.labels]),
+        *_joined([name for shard in shards for name in shard.names]),
+    )
+    if not in_order_of_names:
+        return part
+    names = [part.name(index) for index in range(len(part))]
+    return part.take(sorted(range(len(part)), key=names.__getitem__))
+
+
+def _split(part: ShardPart, data: str, fraction: float, seed: int) -> list[ShardPart]:
+    try:
+        return [
+            part.take(chosen.tolist()) for chosen in stratified_split(part.labels, fraction, seed)
+        ]
+    except ValueError as error:
+        raise UserError(
+            f"a class of {data!r} has one image only, so none can be held out ({error}); name "
+            "shards to validate on with --val_data"
+        ) from error
+
+
+def _classes(known: dict[Path, Manifest], parts: Sequence[ShardPart], data: str) -> tuple[str, ...]:
+    """Names by label: a manifest's, or the numbers."""
+    named = {manifest.classes for manifest in known.values()}
+    if len(named) > 1:
+        raise UserError(f"the folders of {data!r} and of val_data differ in classes")
+    most = max(int(part.labels.max()) for part in parts) + 1
+    if named:
+        (classes,) = named
+        if most > len(classes):
+            raise UserError(f"label {most - 1} in the shards, of {len(classes)} classes by name")
+        return classes
+    if most < 2:
+        raise UserError(f"only one class in {data!r}; telling classes apart takes two")
+    return tuple(str(label) for label in range(most))
+
+
+def _fingerprint(
+    parts: Sequence[Sequence[Shard]], known: dict[Path, Manifest], labels: Sequence[Tensor]
+) -> str:
+    """A short text that changes with the shards: their checksums, or what their headers say."""
+    digest = hashlib.sha256()
+    entries = {
+        folder / entry.file: entry
+        for folder, manifest in known.items()
+        for entry in (*manifest.train, *manifest.val)
+    }
+    for shards in parts:
+        for shard in shards:
+            if (entry := entries.get(shard.path)) is not None:
+                digest.update(entry.sha256.encode())
+            else:
+                digest.update(repr((shard.names, shard.offsets, shard.sizes, shard.bytes)).encode())
+        digest.update(b"\0")
+    for each in labels:
+        digest.update(each.numpy().tobytes() + b"\0")
+    return digest.hexdigest()[:16]
