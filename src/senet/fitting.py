@@ -27,9 +27,10 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from .checkpoints import LAST, EpochRow, RunRecorder, WholeFiles, mismatch, refuse
 from .data import DataRecord
+from .devices import SameRun, make_strategy, peers_told, plugins_for
 from .errors import UserError
 from .optimization import make_optimizer, make_schedule, unfit_moment
-from .options import TrainOptions
+from .options import TrainOptions, deciding
 from .runs import differences
 from .sampling import mix
 
@@ -204,7 +205,7 @@ class Classifier(LightningModule):
         if self.trainer.world_size == 1:
             return totals
         summed = self.trainer.strategy.reduce(
-            torch.tensor(totals, device=self.device), reduce_op="sum"
+            torch.tensor(totals, device=self.device, dtype=torch.float64), reduce_op="sum"
         )
         return summed[0].item(), summed[1].item()
 
@@ -246,6 +247,7 @@ def make_trainer(
     export: Callable[[EpochRow], None],
     report: Callable[[EpochRow], None],
     bar: bool = False,
+    finished: int = 0,
 ) -> Trainer:
     """Lightning's trainer, which keeps a run directory up to date.
 
@@ -256,17 +258,25 @@ def make_trainer(
         export: called with the row of every new best epoch, to write the model's weights.
         report: called with the row of every epoch.
         bar: show Lightning's progress bar.
+        finished: the epochs that this process finds in ``directory``; all must find as many.
 
     Raises:
-        UserError: no such accelerator, or not here.
+        UserError: no such accelerator, strategy or number of devices, or not here.
     """
     recorder = RunRecorder(directory, options=options, data=data, export=export, report=report)
     limit = options.limit_batches
+    facts = {
+        "the last finished epoch": finished,
+        "the data": data,
+        "options": {k: v for k, v in deciding(options).items() if k not in ("data", "init")},
+    }
     with _quiet_lightning():
         try:
             trainer = Trainer(
                 accelerator=options.accelerator,
                 devices=options.devices,
+                num_nodes=options.nodes,
+                strategy=make_strategy(options),
                 precision=options.precision,
                 max_epochs=options.epochs,
                 gradient_clip_val=options.clip_norm,
@@ -276,16 +286,18 @@ def make_trainer(
                 use_distributed_sampler=False,
                 benchmark=True,
                 logger=_tensorboard(directory) if options.tensorboard else False,
-                callbacks=[recorder, *([_Bar(refresh_rate=4)] if bar else [])],
+                callbacks=[SameRun(facts), recorder, *([_Bar(refresh_rate=4)] if bar else [])],
                 enable_progress_bar=bar,
                 enable_model_summary=False,
                 default_root_dir=directory,
-                plugins=[WholeFiles()],
+                plugins=[WholeFiles(), *plugins_for(options)],
             )
+            _check_launcher(trainer)
         except (MisconfigurationException, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             raise UserError(
                 f"cannot train with accelerator={options.accelerator}, devices={options.devices}, "
+                f"nodes={options.nodes}, strategy={options.strategy}, "
                 f"precision={options.precision}: {reason}"
             ) from error
     cores = os.cpu_count() or 1
@@ -300,6 +312,13 @@ def make_trainer(
             f"{trainer.strategy.root_device.type}; use {taken}"
         )
     return trainer
+
+
+def _check_launcher(trainer: Trainer) -> None:
+    """ValueError where torchrun or SLURM started another number of processes than is asked for."""
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    if environment is not None:
+        environment.validate_settings(num_devices=trainer.num_devices, num_nodes=trainer.num_nodes)
 
 
 def fit(
@@ -327,14 +346,15 @@ def fit(
         The row of every epoch of the run, those before a resumption too.
 
     Raises:
-        UserError: a loss that is not finite, a checkpoint that cannot be read.
+        UserError: a loss that is not finite, a checkpoint that cannot be read, another process of
+            the run that ended.
         KeyboardInterrupt: Ctrl-C or SIGTERM; what was finished is on the disk.
     """
     module = Classifier(model.train(), options, classes=classes)
     # Lightning would do so later, when it has read a checkpoint's float64 into float32.
     trainer.precision_plugin.convert_module(module)
     last = directory / LAST
-    with _quiet_lightning(), _interruptible():
+    with _quiet_lightning(), _interruptible(), peers_told(trainer):
         # Without its weights_only=, which came with Lightning 2.6: `WholeFiles` insists on it.
         ckpt_path = last if last.exists() else None
         trainer.fit(module, train_loader, val_loader, ckpt_path=ckpt_path)

@@ -21,13 +21,13 @@ from .data import DataOptions, ImageData, load_data, train_loader, val_loader
 from .errors import UserError
 from .insertion import attached_plan, detach
 from .options import TrainOptions
+from .ranks import is_helper
 from .resumption import (
     CONFIG,
     begin_directory,
     check_data,
     check_directory,
     clear_leftovers,
-    is_helper,
     weights_fault,
     with_absolute_paths,
 )
@@ -148,6 +148,7 @@ def _train_one(
     if finished:
         return _finished(out, record, say)
 
+    from .devices import check_shares
     from .fitting import fit, make_trainer, seed_everything
 
     seed_everything(options.seed)
@@ -163,7 +164,9 @@ def _train_one(
         export=partial(export, out, model, options, data),
         report=lambda row: say(progress_line(row, options.epochs)),
         bar=bar,
+        finished=len(record.rows),
     )
+    check_shares(trainer, options, train=len(data.train), val=len(data.val))
     begin_directory(out, options)
     say(describe(options, model, data, blocks))
     if origin is not None:

@@ -25,6 +25,7 @@ OPTIONS = {
         *("weight_decay", "decay_norms", "schedule", "milestones", "gamma", "warmup_epochs"),
         *("warmup_factor", "label_smoothing", "clip_norm", "pretrained", "init", "se_lr"),
         *("warm_start", "precision", "accelerator", "devices", "threads", "twin", "tensorboard"),
+        *("nodes", "strategy", "sync_batchnorm", "peer_timeout"),
         *("limit_batches", *BLOCKS),
     },
     "evaluate": {"data", "part", "data_root", "batch_size", "workers", "device", "json"},
