@@ -270,6 +270,32 @@ def test_without_synchronised_norms_it_is_another_curve(tmp_path: Path) -> None:
     assert not math.isclose(*losses, rel_tol=2e-3)
 
 
+def test_shared_out_weights_come_to_the_same(tmp_path: Path) -> None:
+    """FSDP: each process has a part of the weights; curve, files and resumption are ddp's."""
+    words = ["--epochs=6", "--batch_size=16", "--limit_batches=5", "--devices=2", "--threads=1"]
+    command = [*DIGITS, *words, "--lr=0.02", "--sync_batchnorm"]
+    trained([*command, "--out", tmp_path / "ddp"], tmp_path / "ddp-log", 2)
+    fsdp = [*command, "--strategy=fsdp"]
+    trained([*fsdp, "--out", tmp_path / "whole"], tmp_path / "whole-log", 2)
+    expected, found = rows_of(tmp_path / "ddp"), rows_of(tmp_path / "whole")
+    for name in ("train_loss", "val_loss", "val_top1"):
+        curves = [[float(row[name]) for row in rows] for rows in (found, expected)]
+        assert curves[0] == pytest.approx(curves[1], rel=2e-3), name
+    states = [
+        torch.load(tmp_path / each / LAST, weights_only=True)["state_dict"]
+        for each in ("ddp", "whole")
+    ]
+    for name, tensor in states[0].items():
+        assert states[1][name].shape == tensor.shape
+    assert (
+        load(tmp_path / "whole").state_dict().keys() == load(tmp_path / "ddp").state_dict().keys()
+    )
+    run = tmp_path / "run"
+    killed([*fsdp, "--accelerator=cpu", "--out", run], tmp_path / "killed", 2, 1, run)
+    trained([*fsdp, "--resume", "--out", run], tmp_path / "resumed", 2)
+    assert (run / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
+
+
 # ── one of them dies ────────────────────────────────────────────────────────────────────────
 
 
@@ -408,7 +434,9 @@ def test_torchrun_itself(folder: Path, tmp_path: Path) -> None:
     [
         (["--devices=1"], TORCHRUN | {"WORLD_SIZE": "2"}, "does not match the world size (2)"),
         (["--devices=2"], SLURM | {"SLURM_NTASKS_PER_NODE": "4"}, "tasks per node configured"),
-        (["--strategy=fsdp"], {}, "option strategy is fsdp, but must be auto, ddp or ddp_find"),
+        (["--strategy=fsdp"], {}, "shares weights out over several devices"),
+        (["--strategy=fsdp", "--devices=2", "--clip_norm=1"], {}, "cannot clip the norm"),
+        (["--strategy=fsdp", "--devices=2", "--no_decay_norms"], {}, "flattens the weights"),
         (["--nodes=0"], {}, "nodes is 0, but must be at least 1"),
         (["--strategy=dpp"], {}, "option strategy is dpp, but must be auto, ddp"),
     ],

@@ -50,7 +50,7 @@ REST: dict[str, st.SearchStrategy[Any]] = {
     "precision": st.sampled_from(["32-true", "bf16-mixed", "16-mixed", "64-true"]),
     "devices": st.just("auto") | st.integers(1, 10**6),
     "nodes": st.integers(1, 10**6),
-    "strategy": st.sampled_from(["auto", "ddp", "ddp_find_unused_parameters_true"]),
+    "strategy": st.sampled_from(["auto", "ddp", "ddp_find_unused_parameters_true", "fsdp"]),
     "sync_batchnorm": st.booleans(),
     "peer_timeout": st.floats(1, 10**6),
     "threads": st.none() | st.integers(1, 1024),

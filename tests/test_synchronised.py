@@ -68,6 +68,11 @@ def shares(rank: int, world: int) -> dict[str, dict[str, Tensor]]:
         found[kind] = findings(synchronise(norm_of(kind)), x, g)
     network = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)).double()
     DistributedDataParallel(synchronise(network))  # does not refuse it
+    if rank == 0:  # in evaluation no process waits for another
+        block = synchronise(senet.recalibrate(nn.BatchNorm2d(4), 4)).eval()
+        plain = synchronise(nn.BatchNorm2d(4)).eval()
+        x = torch.ones(1, 4, 2, 2)
+        found["alone"] = {"y": block(x).detach(), "x": plain(x).detach()}
     dist.destroy_process_group()
     return found
 

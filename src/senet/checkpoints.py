@@ -177,10 +177,11 @@ def _damage(checkpoint: Any) -> str | None:
         return f"its 'pytorch-lightning_version' is {version}, and senet needs {_OLDEST}"
     try:
         rows = _record_of(checkpoint).rows
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         return "its rows of metrics.csv are damaged"
     epochs, step = checkpoint["epoch"] + 1, checkpoint["global_step"]
-    if [row.epoch for row in rows] != list(range(1, epochs + 1)) or rows[-1].step != step:
+    in_order = all(row.epoch == number for number, row in enumerate(rows, 1))
+    if len(rows) != epochs or not in_order or rows[-1].step != step:
         return f"its rows of metrics.csv are not those of {epochs} epochs and {step} steps"
     return None
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,10 +18,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins import LayerSync
 from lightning.pytorch.strategies import DDPStrategy
 from timm.layers import convert_sync_batchnorm
-from torch import nn
+from torch import Tensor, nn
 
 from .errors import UserError
 from .options import TrainOptions
+from .sharding import Sharded
 from .synchronised import synchronise
 
 __all__ = [
@@ -33,25 +35,68 @@ __all__ = [
 ]
 
 
-def make_strategy(options: TrainOptions) -> DDPStrategy | str:
-    """The strategy of the options, with their patience; "auto" where one device is enough.
-
-    On the CPU gradients are summed in the same buckets at every step: PyTorch would lay them out
-    anew after the first step of a process, and three processes that resume would then add the
-    same numbers in another order than ones that were never stopped.
-    """
+def make_strategy(options: TrainOptions) -> DDPStrategy | Sharded | str:
+    """The strategy of the options, with their patience; "auto" where one device is enough."""
     if options.strategy == "auto" and options.nodes == 1 and not _several(options):
         return "auto"
     patience = timedelta(seconds=options.peer_timeout)
+    if options.strategy == "fsdp":
+        return _sharded(options, patience)
     on_cpu = options.accelerator == "cpu" or not torch.accelerator.is_available()
-    unused = on_cpu or options.strategy == "ddp_find_unused_parameters_true"
-    return DDPStrategy(timeout=patience, find_unused_parameters=unused)
+    return (InRankOrder if on_cpu else DDPStrategy)(
+        timeout=patience,
+        find_unused_parameters=options.strategy == "ddp_find_unused_parameters_true",
+    )
+
+
+def _sharded(options: TrainOptions, patience: timedelta) -> Sharded:
+    if options.clip_norm is not None:
+        raise UserError(
+            "strategy fsdp cannot clip the norm of gradients that are in parts; use ddp"
+        )
+    if not options.decay_norms:
+        raise UserError(
+            "strategy fsdp flattens the weights, and cannot tell those of norms, which decay_norms "
+            "leaves out, from others; use ddp"
+        )
+    if options.nodes == 1 and not _several(options):
+        raise UserError("strategy fsdp shares weights out over several devices; give --devices")
+    return Sharded(timeout=patience)
 
 
 def _several(options: TrainOptions) -> bool:
     if options.devices != "auto":
         return options.devices > 1
     return options.accelerator != "cpu" and torch.accelerator.device_count() > 1
+
+
+class InRankOrder(DDPStrategy):
+    """Lightning's DDP, with gradients that are added in the order of the processes.
+
+    The collective operation adds each element in an order that depends on its place in a bucket,
+    and PyTorch lays the buckets out anew after a process's first step: three processes that
+    resume would add the same numbers in another order than ones that were never stopped.
+    """
+
+    def configure_ddp(self) -> None:
+        """Wrap the model, and tell it how to average."""
+        super().configure_ddp()
+        self.model.register_comm_hook(None, _mean_in_rank_order)
+
+
+def _mean_in_rank_order(state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    mine = bucket.buffer()
+    parts = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+    work = dist.all_gather(parts, mine, async_op=True)
+
+    def mean(gathered: torch.futures.Future[list[Tensor]]) -> Tensor:
+        gathered.value()  # raises where a process is gone
+        total = parts[0]
+        for part in parts[1:]:
+            total += part
+        return total.div_(len(parts))
+
+    return work.get_future().then(mean)
 
 
 def plugins_for(options: TrainOptions) -> list[Any]:

@@ -81,6 +81,11 @@ class Classifier(LightningModule):
         self._val = _Losses()
         self._lr = 0.0
         self._resumed: dict[str, Any] = {}
+        self._states: dict[str, Tensor] = {}
+
+    def setup(self, stage: str) -> None:
+        """Note names and shapes of the state, which a strategy may take apart."""
+        self._states = {name: tensor.to("meta") for name, tensor in self.state_dict().items()}
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, classes) of images (N, 3, H, W)."""
@@ -106,11 +111,11 @@ class Classifier(LightningModule):
             UserError: it is another network's, or damaged.
         """
         path = self.trainer.ckpt_path
-        other = differences(self.state_dict(), checkpoint["state_dict"])
+        other = differences(self._states, checkpoint["state_dict"])
         if other:
             raise refuse(path, f"it does not fit {self.options.model}: it {other}")
         expected = {
-            "state_dict": self.state_dict(),
+            "state_dict": self._states,
             "loops": {"fit_loop": self.trainer.fit_loop.state_dict()},
         }
         if (place := mismatch(expected, checkpoint)) is not None:

@@ -85,7 +85,8 @@ class TrainOptions:
         devices: How many devices to train on, on each machine; auto takes all.
         nodes: How many machines train together, each with as many devices.
         strategy: How several devices share a network, in Lightning's words: auto (ddp where there
-            are several), ddp, or ddp_find_unused_parameters_true for networks that leave parts out.
+            are several), ddp, ddp_find_unused_parameters_true for networks that leave parts out,
+            or fsdp, which shares the weights out too.
         sync_batchnorm: Norms take the batches of all devices for one, so that N devices train as
             one with N times the batch.
         peer_timeout: Seconds that a process waits for the others of its run; one that is silent
@@ -140,7 +141,7 @@ class TrainOptions:
     accelerator: str = "auto"
     devices: int | Literal["auto"] = 1
     nodes: int = 1
-    strategy: Literal["auto", "ddp", "ddp_find_unused_parameters_true"] = "auto"
+    strategy: Literal["auto", "ddp", "ddp_find_unused_parameters_true", "fsdp"] = "auto"
     sync_batchnorm: bool = False
     peer_timeout: float = 600.0
     threads: int | None = None
@@ -336,7 +337,7 @@ def read_options(path: Path, *, whole: bool = False) -> TrainOptions:
         return TrainOptions(**parser.parse_object(values).as_dict())
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, OverflowError, yaml.YAMLError) as error:
         raise UserError(f"cannot read {path}: {' '.join(str(error).split())}") from None
     except argparse.ArgumentError as error:
         known = [field.name for field in fields(TrainOptions)]

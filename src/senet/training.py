@@ -161,7 +161,7 @@ def _train_one(
         options,
         out,
         data=now,
-        export=partial(export, out, model, options, data),
+        export=exporter(out, model, options, data),
         report=lambda row: say(progress_line(row, options.epochs)),
         bar=bar,
         finished=len(record.rows),
@@ -348,6 +348,15 @@ def export(
         val_fraction=options.val_fraction,
     )
     runs.save_model(out, model, card)
+
+
+def exporter(
+    out: Path, model: nn.Module, options: TrainOptions, data: ImageData
+) -> Callable[[EpochRow], None]:
+    """What writes the network of a new best epoch, of which the first process may have a part."""
+    if options.strategy == "fsdp":  # but the checkpoint was put together from all parts
+        return lambda row: restore_weights(out, options, data)
+    return partial(export, out, model, options, data)
 
 
 def _device(accelerator: str) -> torch.device:
