@@ -155,7 +155,7 @@ def validated(rank: int, world: int, run: str, few: int) -> list[float]:
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 0.0
-    everything = data.val if few else ConcatDatasetOf(data.train, data.val)
+    everything = data.val if few else ConcatDatasetOf([data.train, data.val])
     count = few or len(everything)
     few_batches = ImageLoader(data.train, EpochSampler(8, seed=0, shuffle=True), batch_size=1)
     loader = ImageLoader(everything, EpochSampler(count, seed=0, shuffle=False), batch_size=64)

@@ -99,6 +99,13 @@ def _mean_in_rank_order(state: None, bucket: dist.GradBucket) -> torch.futures.F
     return work.get_future().then(mean)
 
 
+# PyTorch compares the annotations, of which `from __future__ import annotations` makes texts.
+_mean_in_rank_order.__annotations__ = {
+    "bucket": dist.GradBucket,
+    "return": torch.futures.Future[Tensor],
+}
+
+
 def plugins_for(options: TrainOptions) -> list[Any]:
     """What Lightning is given for the devices of the options, beside the strategy.
 
@@ -150,9 +157,11 @@ class SameRun(Callback):
         """Compare digests of the facts, as soon as the processes have found each other."""
         if trainer.world_size == 1:
             return
-        digests = torch.tensor([_digest(fact) for fact in self.facts.values()])
-        everyone = trainer.strategy.all_gather(digests.to(trainer.strategy.root_device))
-        differ = (everyone != everyone[0]).any(0).tolist()
+        device = trainer.strategy.root_device
+        mine = torch.tensor([_digest(fact) for fact in self.facts.values()], device=device)
+        everyone = [torch.empty_like(mine) for _ in range(trainer.world_size)]
+        dist.all_gather(everyone, mine)
+        differ = (torch.stack(everyone) != everyone[0]).any(0).tolist()
         for name, differs in zip(self.facts, differ, strict=True):
             if differs:
                 raise UserError(

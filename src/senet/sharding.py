@@ -15,9 +15,9 @@ from torch.distributed.fsdp import (
     FullOptimStateDictConfig,
     FullStateDictConfig,
     FullyShardedDataParallel,
+    OptimStateKeyType,
     StateDictType,
 )
-from torch.distributed.fsdp.api import OptimStateKeyType
 
 __all__ = ["Sharded"]
 
@@ -50,6 +50,11 @@ class Sharded(FSDPStrategy):
         """Read it, in every process."""
         checkpoint: dict[str, Any] = self.checkpoint_io.load_checkpoint(checkpoint_path)
         return checkpoint
+
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        """Lightning hands the momenta on, since `load_checkpoint` only reads."""
+        return True
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Each takes its part of the weights."""
