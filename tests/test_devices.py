@@ -233,17 +233,24 @@ def test_the_processes_of_a_step_have_the_images_of_one_with_the_whole_batch(
             assert together == set(order[step * world * each : (step + 1) * world * each])
 
 
-EQUAL = ("--epochs=4", "--limit_batches=6", "--lr=0.05", "--sync_batchnorm", "--clip_norm=1")
+EQUAL = ("--epochs=4", "--limit_batches=5", "--lr=0.05", "--sync_batchnorm", "--clip_norm=1")
 
 
-@pytest.mark.parametrize("world", [2, 3])
-@pytest.mark.parametrize(("precision", "tolerance"), [("64-true", 1e-9), ("32-true", 2e-3)])
+@pytest.mark.parametrize(
+    ("world", "precision", "tolerance"),
+    [
+        (2, "32-true", 2e-3),
+        (3, "64-true", 1e-9),
+        pytest.param(2, "64-true", 1e-9, marks=pytest.mark.slow),
+        pytest.param(3, "32-true", 2e-3, marks=pytest.mark.slow),
+    ],
+)
 def test_the_loss_curve_is_that_of_one_process_with_the_whole_batch(
     tmp_path: Path, world: int, precision: str, tolerance: float
 ) -> None:
     """In float64 to 1e-9: it is the same computation. In float32 the order of its sums differs.
 
-    Rounding at 6e-8 grows over 24 steps of a network with ReLU (a unit near zero goes the other
+    Rounding at 6e-8 grows over 20 steps of a network with ReLU (a unit near zero goes the other
     way) to some 1e-4 of the loss; 2e-3 is room for other machines.
     """
     command = [*DIGITS, *EQUAL, f"--precision={precision}", "--threads=1"]
@@ -255,7 +262,9 @@ def test_the_loss_curve_is_that_of_one_process_with_the_whole_batch(
     assert [row["step"] for row in found] == [row["step"] for row in expected]
     for name in ("train_loss", "val_loss"):
         curves = [[float(row[name]) for row in rows] for rows in (found, expected)]
-        assert curves[0] == pytest.approx(curves[1], rel=tolerance), name
+        # Validation takes its logits in float32, whatever the weights are.
+        least = 1e-6 if name == "val_loss" else 0.0
+        assert curves[0] == pytest.approx(curves[1], rel=max(tolerance, least)), name
     assert float(expected[-1]["train_loss"]) < 0.9 * float(expected[0]["train_loss"])
 
 

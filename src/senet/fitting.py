@@ -306,10 +306,10 @@ def make_trainer(
                 f"precision={options.precision}: {reason}"
             ) from error
     cores = os.cpu_count() or 1
-    if isinstance(trainer.accelerator, CPUAccelerator) and trainer.num_devices > cores:
+    if isinstance(trainer.accelerator, CPUAccelerator) and trainer.num_devices > 4 * cores:
         raise UserError(
             f"devices is {trainer.num_devices}, each a process of its own on this CPU, which has "
-            f"{cores} cores"
+            f"{cores} cores; use at most {cores}, or {4 * cores} to try things out"
         )
     if (taken := trainer.precision_plugin.precision) != options.precision:
         raise UserError(
