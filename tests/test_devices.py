@@ -6,7 +6,6 @@ Real processes, joined by gloo on the CPU; a launcher's part is played by the va
 from __future__ import annotations
 
 import csv
-import math
 import os
 import signal
 import subprocess
@@ -242,10 +241,10 @@ EQUAL = (
 @pytest.mark.parametrize(
     ("world", "precision", "tolerance"),
     [
-        (2, "32-true", 2e-3),
+        (2, "32-true", 2e-4),
         (3, "64-true", 1e-9),
         pytest.param(2, "64-true", 1e-9, marks=pytest.mark.slow),
-        pytest.param(3, "32-true", 2e-3, marks=pytest.mark.slow),
+        pytest.param(3, "32-true", 2e-4, marks=pytest.mark.slow),
     ],
 )
 def test_the_loss_curve_is_that_of_one_process_with_the_whole_batch(
@@ -279,8 +278,12 @@ def test_without_synchronised_norms_it_is_another_curve(tmp_path: Path) -> None:
     trained(whole, tmp_path / "log", 1, {"LOCAL_RANK": "0"})
     parts = [*command, "--batch_size=32", "--devices=2", "--out", tmp_path / "parts"]
     trained(parts, tmp_path / "group", 2)
-    losses = [float(rows_of(tmp_path / name)[-1]["train_loss"]) for name in ("whole", "parts")]
-    assert not math.isclose(*losses, rel_tol=2e-3)
+    whole_rows, part_rows = rows_of(tmp_path / "whole"), rows_of(tmp_path / "parts")
+    apart = [
+        abs(float(ours["train_loss"]) / float(theirs["train_loss"]) - 1)
+        for ours, theirs in zip(part_rows, whole_rows, strict=True)
+    ]
+    assert max(apart) > 2e-4
 
 
 def test_shared_out_weights_come_to_the_same(tmp_path: Path) -> None:
