@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,9 +16,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Finished", "Running", "finish", "start", "wait_until"]
+__all__ = [
+    "Finished",
+    "Running",
+    "call_group",
+    "finish",
+    "free_port",
+    "start",
+    "start_group",
+    "wait_until",
+]
 
-_PRELOADED = ["senet.cli", "senet.commands.train", "senet.fitting", "senet.twins", "senet.cost"]
+_PRELOADED = [
+    *("senet.cli", "senet.commands.train", "senet.fitting", "senet.twins", "senet.cost"),
+    # What Lightning imports on its way to several processes.
+    *("torch.distributed.optim", "torch.distributed.algorithms.model_averaging.averagers"),
+]
+
+
+_NONE: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -59,13 +76,57 @@ def start(
 
     ``environment`` is added to that of the tests.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOADED)
+    context = _server()
     out, err = log.with_suffix(".out"), log.with_suffix(".err")
     words = [str(argument) for argument in arguments]
     process = context.Process(target=_command, args=(words, out, err, dict(environment or {})))
     process.start()
     return Running(process, out, err)
+
+
+def start_group(
+    arguments: Sequence[str | Path], log: Path, world: int, variables: Mapping[str, str] = _NONE
+) -> list[Running]:
+    """Start ``senet ARGUMENTS`` once for each of ``world`` devices, as Lightning's launcher does.
+
+    ``variables`` takes the place of the launcher's: names and values, in which {rank}, {world}
+    and {port} are filled in.
+    """
+    port = str(free_port())
+    variables = variables or {
+        "LOCAL_RANK": "{rank}",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "{port}",
+    }
+    return [
+        start(
+            arguments,
+            log.with_name(f"{log.name}-{rank}"),
+            {k: v.format(rank=rank, world=world, port=port) for k, v in variables.items()},
+        )
+        for rank in range(world)
+    ]
+
+
+def call_group(function: Callable[..., Any], world: int, folder: Path, *arguments: Any) -> Any:
+    """What ``function(rank, world, *arguments)`` returns in each of ``world`` processes.
+
+    Their environment is that of `start_group`; results are what `torch.save` can keep without
+    code. ``folder`` is for the results.
+    """
+    port, context = free_port(), _server()
+    processes = [
+        context.Process(target=_call, args=(function, rank, world, port, folder, arguments))
+        for rank in range(world)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0] * world
+    import torch
+
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world)]
 
 
 def finish(arguments: Sequence[str | Path], log: Path) -> Finished:
@@ -85,6 +146,34 @@ def wait_until(
             return False
         time.sleep(pause)
     raise AssertionError(f"waited {seconds} s: {running.err.read_text()}")
+
+
+def _server() -> Any:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOADED)
+    return context
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    return port
+
+
+def _call(
+    function: Callable[..., Any],
+    rank: int,
+    world: int,
+    port: int,
+    folder: Path,
+    arguments: tuple[Any, ...],
+) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.save(function(rank, world, *arguments), folder / f"{rank}.pt")
 
 
 def _command(arguments: list[str], out: Path, err: Path, environment: dict[str, str]) -> None:

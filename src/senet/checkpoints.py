@@ -169,6 +169,8 @@ def _damage(checkpoint: Any) -> str | None:
     callbacks = checkpoint.get("callbacks")
     if not isinstance(callbacks, dict) or RunRecorder.__qualname__ not in callbacks:
         return "it is not a checkpoint of senet"
+    if (option := _unknown_option(callbacks[RunRecorder.__qualname__])) is not None:
+        return f"it has an option {option!r}, which this version of senet does not know"
     for name, kind in _PARTS.items():
         if not isinstance(checkpoint.get(name), kind):
             return f"its {name!r} is {'damaged' if name in checkpoint else 'missing'}"
@@ -184,12 +186,21 @@ def _damage(checkpoint: Any) -> str | None:
         return f"its 'pytorch-lightning_version' is {version}, and senet needs {_OLDEST}"
     try:
         rows = _record_of(checkpoint).rows
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         return "its rows of metrics.csv are damaged"
     epochs, step = checkpoint["epoch"] + 1, checkpoint["global_step"]
-    if [row.epoch for row in rows] != list(range(1, epochs + 1)) or rows[-1].step != step:
+    in_order = all(row.epoch == number for number, row in enumerate(rows, 1))
+    if len(rows) != epochs or not in_order or rows[-1].step != step:
         return f"its rows of metrics.csv are not those of {epochs} epochs and {step} steps"
     return None
+
+
+def _unknown_option(state: Any) -> str | None:
+    """An option that the run was trained with and that there is not, or not yet; None for none."""
+    options = state.get("options") if isinstance(state, dict) else None
+    known = {field.name for field in fields(TrainOptions)}
+    unknown = options.keys() - known if isinstance(options, dict) else ()
+    return min(map(str, unknown), default=None)
 
 
 def mismatch(

@@ -29,10 +29,11 @@ from torchmetrics.classification import MulticlassAccuracy
 from .averaging import WeightAverage
 from .checkpoints import LAST, TRAINED, EpochRow, RunRecorder, WholeFiles, mismatch, refuse
 from .data import DataRecord
+from .devices import SameRun, make_strategy, peers_told, plugins_for
 from .errors import UserError
 from .mixing import BatchMixing
 from .optimization import make_optimizer, make_schedule, unfit_moment
-from .options import TrainOptions
+from .options import TrainOptions, deciding
 from .runs import differences
 from .sampling import mix
 
@@ -88,6 +89,11 @@ class Classifier(LightningModule):
         self._val = _Losses()
         self._lr = 0.0
         self._resumed: dict[str, Any] = {}
+        self._states: dict[str, Tensor] = {}
+
+    def setup(self, stage: str) -> None:
+        """Note names and shapes of the state, which a strategy may take apart."""
+        self._states = {name: tensor.to("meta") for name, tensor in self.state_dict().items()}
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, classes) of images (N, 3, H, W)."""
@@ -127,9 +133,9 @@ class Classifier(LightningModule):
         for name in states:
             if name not in checkpoint:
                 raise refuse(path, f"its {name!r} is missing")
-            if other := differences(self.state_dict(), checkpoint[name]):
+            if other := differences(self._states, checkpoint[name]):
                 raise refuse(path, f"it does not fit {self.options.model}: it {other}")
-        expected: dict[str, Any] = {name: self.state_dict() for name in states}
+        expected: dict[str, Any] = {name: self._states for name in states}
         expected["loops"] = {"fit_loop": self.trainer.fit_loop.state_dict()}
         if (place := mismatch(expected, checkpoint)) is not None:
             raise refuse(path, f"its {place!r} is missing or damaged")
@@ -269,7 +275,7 @@ class Classifier(LightningModule):
         if self.trainer.world_size == 1:
             return totals
         summed = self.trainer.strategy.reduce(
-            torch.tensor(totals, device=self.device), reduce_op="sum"
+            torch.tensor(totals, device=self.device, dtype=torch.float64), reduce_op="sum"
         )
         return summed[0].item(), summed[1].item()
 
@@ -311,6 +317,7 @@ def make_trainer(
     export: Callable[[EpochRow], None],
     report: Callable[[EpochRow], None],
     bar: bool = False,
+    finished: int = 0,
 ) -> Trainer:
     """Lightning's trainer, which keeps a run directory up to date.
 
@@ -321,17 +328,25 @@ def make_trainer(
         export: called with the row of every new best epoch, to write the model's weights.
         report: called with the row of every epoch.
         bar: show Lightning's progress bar.
+        finished: the epochs that this process finds in ``directory``; all must find as many.
 
     Raises:
-        UserError: no such accelerator, or not here.
+        UserError: no such accelerator, strategy or number of devices, or not here.
     """
     recorder = RunRecorder(directory, options=options, data=data, export=export, report=report)
     limit = options.limit_batches
+    facts = {
+        "the last finished epoch": finished,
+        "the data": data,
+        "options": {k: v for k, v in deciding(options).items() if k not in ("data", "init")},
+    }
     with _quiet_lightning():
         try:
             trainer = Trainer(
                 accelerator=options.accelerator,
                 devices=options.devices,
+                num_nodes=options.nodes,
+                strategy=make_strategy(options),
                 precision=options.precision,
                 max_epochs=options.epochs,
                 gradient_clip_val=options.clip_norm,
@@ -342,23 +357,25 @@ def make_trainer(
                 use_distributed_sampler=False,
                 benchmark=True,
                 logger=_tensorboard(directory) if options.tensorboard else False,
-                callbacks=[recorder, *([_Bar(refresh_rate=4)] if bar else [])],
+                callbacks=[SameRun(facts), recorder, *([_Bar(refresh_rate=4)] if bar else [])],
                 enable_progress_bar=bar,
                 enable_model_summary=False,
                 default_root_dir=directory,
-                plugins=[WholeFiles()],
+                plugins=[WholeFiles(), *plugins_for(options)],
             )
+            _check_launcher(trainer)
         except (MisconfigurationException, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             raise UserError(
                 f"cannot train with accelerator={options.accelerator}, devices={options.devices}, "
+                f"nodes={options.nodes}, strategy={options.strategy}, "
                 f"precision={options.precision}: {reason}"
             ) from error
     cores = os.cpu_count() or 1
-    if isinstance(trainer.accelerator, CPUAccelerator) and trainer.num_devices > cores:
+    if isinstance(trainer.accelerator, CPUAccelerator) and trainer.num_devices > 4 * cores:
         raise UserError(
             f"devices is {trainer.num_devices}, each a process of its own on this CPU, which has "
-            f"{cores} cores"
+            f"{cores} cores; use at most {cores}, or {4 * cores} to try things out"
         )
     if (taken := trainer.precision_plugin.precision) != options.precision:
         raise UserError(
@@ -366,6 +383,13 @@ def make_trainer(
             f"{trainer.strategy.root_device.type}; use {taken}"
         )
     return trainer
+
+
+def _check_launcher(trainer: Trainer) -> None:
+    """ValueError where torchrun or SLURM started another number of processes than is asked for."""
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    if environment is not None:
+        environment.validate_settings(num_devices=trainer.num_devices, num_nodes=trainer.num_nodes)
 
 
 def fit(
@@ -393,14 +417,15 @@ def fit(
         The row of every epoch of the run, those before a resumption too.
 
     Raises:
-        UserError: a loss that is not finite, a checkpoint that cannot be read.
+        UserError: a loss that is not finite, a checkpoint that cannot be read, another process of
+            the run that ended.
         KeyboardInterrupt: Ctrl-C or SIGTERM; what was finished is on the disk.
     """
     module = Classifier(model.train(), options, classes=classes)
     # Lightning would do so later, when it has read a checkpoint's float64 into float32.
     trainer.precision_plugin.convert_module(module)
     last = directory / LAST
-    with _quiet_lightning(), _interruptible():
+    with _quiet_lightning(), _interruptible(), peers_told(trainer):
         if options.compile:  # in place, so that no name changes
             model.compile()
         # Without its weights_only=, which came with Lightning 2.6: `WholeFiles` insists on it.

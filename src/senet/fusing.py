@@ -20,6 +20,7 @@ _BATCH_NORMS = frozenset(
         ("torch", ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "SyncBatchNorm")),
         ("timm", ("BatchNormAct2d", "SyncBatchNormAct", "FrozenBatchNormAct2d")),
         ("torchvision", ("FrozenBatchNorm2d",)),
+        ("senet", ("SynchronisedBatchNorm",)),
     )
     for name in names
 )
@@ -115,9 +116,10 @@ def _frozen(norm: Any) -> Norm:
 
 def _group(norm: nn.Module) -> dist.ProcessGroup | None:
     """The processes whose batches this norm takes for one."""
-    if not (norm.training and isinstance(norm, nn.SyncBatchNorm)):
+    # nn.SyncBatchNorm and `senet.synchronised` have it; of what `is_batch_norm` knows nobody else.
+    if not (norm.training and hasattr(norm, "process_group")):
         return None
     if not (dist.is_available() and dist.is_initialized()):
         return None
-    group = norm.process_group or dist.group.WORLD
+    group: Any = norm.process_group or dist.group.WORLD
     return group if dist.get_world_size(group) > 1 else None

@@ -19,6 +19,7 @@ from .sites import MOST_HIDDEN
 __all__ = [
     "TrainOptions",
     "changed_option",
+    "deciding",
     "in_one_line",
     "in_yaml",
     "options_yaml",
@@ -106,7 +107,15 @@ class TrainOptions:
         precision: Arithmetic of training, in Lightning's words.
         compile: Train through torch.compile; the saved weights are named as without.
         accelerator: auto, cpu, gpu, mps, …; auto takes the fastest there is.
-        devices: How many devices to train on; auto takes all.
+        devices: How many devices to train on, on each machine; auto takes all.
+        nodes: How many machines train together, each with as many devices.
+        strategy: How several devices share a network, in Lightning's words: auto (ddp where there
+            are several), ddp, ddp_find_unused_parameters_true for networks that leave parts out,
+            or fsdp, which shares the weights out too.
+        sync_batchnorm: Norms take the batches of all devices for one, so that N devices train as
+            one with N times the batch.
+        peer_timeout: Seconds that a process waits for the others of its run; one that is silent
+            for longer ends the run.
         threads: CPU threads of a training process; null is PyTorch's choice, the cores. Small
             networks on a busy machine are many times faster with 1.
         twin: Train the network without SE too, in OUT/twin, and compare the two.
@@ -170,6 +179,10 @@ class TrainOptions:
     compile: bool = False
     accelerator: str = "auto"
     devices: int | Literal["auto"] = 1
+    nodes: int = 1
+    strategy: Literal["auto", "ddp", "ddp_find_unused_parameters_true", "fsdp"] = "auto"
+    sync_batchnorm: bool = False
+    peer_timeout: float = 600.0
     threads: int | None = None
     twin: bool = False
     tensorboard: bool = False
@@ -267,7 +280,7 @@ _RANGES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
     (("workers",), lambda v: v >= 0, "0 or more"),
     (("load_timeout",), lambda v: 0 < v <= 1e6, "above 0, at most 1,000,000 seconds"),
     (("weight_decay", "warmup_epochs"), *_within(0, 10**9)),
-    (("lr", "se_lr", "gamma", "clip_norm"), lambda v: 0 < v <= 1e38, "above 0, at most 1e38"),
+    (("lr", "se_lr", "clip_norm"), lambda v: 0 < v <= 1e38, "above 0, at most 1e38"),
     (
         ("reduction",),
         lambda v: (
@@ -281,31 +294,46 @@ _RANGES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
     (("sites",), lambda v: all(map(str.strip, v.split(","))), "globs or stages, a comma between"),
     (("momentum", "label_smoothing", "drop_path"), lambda v: 0 <= v < 1, "in [0, 1)"),
     (("val_fraction",), lambda v: 0 < v < 1, "above 0, to have images to validate on, and below 1"),
-    (("warmup_factor",), lambda v: 0 < v <= 1, "above 0 and at most 1"),
+    (("warmup_factor", "gamma"), lambda v: 0 < v <= 1, "above 0 and at most 1"),
     (("milestones",), lambda v: all(m >= 1 for m in v) and list(v) == sorted(set(v)), "rising"),
     (
         ("devices",),
         lambda v: v == "auto" or 1 <= v <= 10**6,
         "auto, or at least 1 and at most 1,000,000",
     ),
+    (("nodes",), *_within(1, 10**6)),
+    (("peer_timeout",), *_within(1, 10**6)),
 )
 
 # What a resumed run may be given anew, because the result does not depend on it.
 _FREE = frozenset(
     (
         *("data_root", "download", "workers", "load_timeout", "cache", "accelerator", "twin"),
-        "tensorboard",
+        *("tensorboard", "peer_timeout"),
     ),
+)
+
+# What was added since the first version, whose runs have not noted it. By its default each does
+# what was done before there was the option, so that older runs go on and evaluate as they were.
+_LATER = frozenset(
+    (
+        *("nodes", "strategy", "sync_batchnorm", "peer_timeout", "val_data", "load_timeout", "cache"),
+        *("rand_augment", "erase", "repeats", "mixup", "cutmix", "mix_prob", "accumulate"),
+        *("ema_decay", "drop_path", "layer_decay", "compile"),
+    )
 )
 
 
 def changed_option(old: TrainOptions, new: TrainOptions) -> str | None:
     """The first option in which ``new`` would lead to another result than ``old``, or None."""
-    for field in fields(TrainOptions):
-        values = [in_yaml(getattr(options, field.name)) for options in (old, new)]
-        if field.name not in _FREE and values[0] != values[1]:
-            return field.name
-    return None
+    before, after = deciding(old), deciding(new)
+    return next((name for name in before if before[name] != after[name]), None)
+
+
+def deciding(options: TrainOptions) -> dict[str, str]:
+    """The options that the result depends on, each as it is written in YAML."""
+    names = (field.name for field in fields(TrainOptions) if field.name not in _FREE)
+    return {name: in_yaml(getattr(options, name)) for name in names}
 
 
 def options_yaml(options: TrainOptions) -> str:
@@ -345,7 +373,8 @@ def read_options(path: Path, *, whole: bool = False) -> TrainOptions:
 
     Args:
         path: the file.
-        whole: it is the config.yaml of a run, which leaves nothing out.
+        whole: it is the config.yaml of a run, which leaves nothing out but options that there
+            were not yet when it was written.
 
     Raises:
         UserError: the file cannot be read, or names an unknown option, or an option has a value
@@ -357,7 +386,8 @@ def read_options(path: Path, *, whole: bool = False) -> TrainOptions:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         if not isinstance(values, dict):
             raise UserError("expected lines of the form `option: value`")
-        missing = [field.name for field in fields(TrainOptions) if field.name not in values]
+        expected = [field.name for field in fields(TrainOptions) if field.name not in _LATER]
+        missing = [name for name in expected if name not in values]
         if whole and missing:
             raise UserError(
                 f"cut short or edited, {', '.join(missing[:3])}{', …' * (len(missing) > 3)} "
@@ -366,7 +396,7 @@ def read_options(path: Path, *, whole: bool = False) -> TrainOptions:
         return TrainOptions(**parser.parse_object(values).as_dict())
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, OverflowError, yaml.YAMLError) as error:
         raise UserError(f"cannot read {path}: {' '.join(str(error).split())}") from None
     except argparse.ArgumentError as error:
         known = [field.name for field in fields(TrainOptions)]

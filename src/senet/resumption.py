@@ -11,6 +11,7 @@ from . import runs
 from .data import DataRecord, absolute
 from .errors import UserError
 from .options import TrainOptions, changed_option, in_yaml, options_yaml, read_options
+from .ranks import is_helper
 
 if TYPE_CHECKING:
     from .checkpoints import RunRecord
@@ -21,18 +22,11 @@ __all__ = [
     "check_data",
     "check_directory",
     "clear_leftovers",
-    "is_helper",
     "weights_fault",
     "with_absolute_paths",
 ]
 
 CONFIG = Path("config.yaml")
-
-
-def is_helper() -> bool:
-    """Whether this is a process for a further device, which writes and says nothing."""
-    rank = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))
-    return int(rank) > 0
 
 
 def with_absolute_paths(options: TrainOptions) -> TrainOptions:

@@ -21,13 +21,13 @@ from .data import DataOptions, ImageData, load_data, train_loader, val_loader
 from .errors import UserError
 from .insertion import attached_plan, detach
 from .options import TrainOptions
+from .ranks import is_helper
 from .resumption import (
     CONFIG,
     begin_directory,
     check_data,
     check_directory,
     clear_leftovers,
-    is_helper,
     weights_fault,
     with_absolute_paths,
 )
@@ -159,6 +159,7 @@ def _train_one(
     if finished:
         return _finished(out, options, record, say)
 
+    from .devices import check_shares
     from .fitting import fit, make_trainer, seed_everything
 
     seed_everything(options.seed)
@@ -178,10 +179,12 @@ def _train_one(
         options,
         out,
         data=now,
-        export=partial(export, out, model, options, data),
+        export=exporter(out, model, options, data),
         report=report,
         bar=bar,
+        finished=len(record.rows),
     )
+    check_shares(trainer, options, train=len(data.train), val=len(data.val))
     begin_directory(out, options)
     say(describe(options, model, data, blocks))
     if origin is not None:
@@ -379,6 +382,15 @@ def export(
         val_fraction=options.val_fraction,
     )
     runs.save_model(out, model, card)
+
+
+def exporter(
+    out: Path, model: nn.Module, options: TrainOptions, data: ImageData
+) -> Callable[[EpochRow], None]:
+    """What writes the network of a new best epoch, of which the first process may have a part."""
+    if options.strategy == "fsdp":  # but the checkpoint was put together from all parts
+        return lambda row: restore_weights(out, options, data)
+    return partial(export, out, model, options, data)
 
 
 def _device(accelerator: str) -> torch.device:

@@ -38,6 +38,7 @@ OPTIONS = {
         *("warm_start", "precision", "accelerator", "devices", "threads", "twin", "tensorboard"),
         *("limit_batches", "rand_augment", "erase", "repeats", "mixup", "cutmix", "mix_prob"),
         *("accumulate", "ema_decay", "drop_path", "layer_decay", "compile", *BLOCKS),
+        *("nodes", "strategy", "sync_batchnorm", "peer_timeout"),
     },
     "evaluate": {"data", "part", "data_root", "batch_size", "workers", "device", "json"},
     "predict": {"top", "device", "json"},

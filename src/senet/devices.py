@@ -1,0 +1,259 @@
+"""Several devices and machines: how Lightning is asked for them, and what their processes check."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.plugins import LayerSync
+from lightning.pytorch.strategies import DDPStrategy
+from timm.layers import convert_sync_batchnorm
+from torch import Tensor, nn
+
+from .errors import UserError
+from .options import TrainOptions
+from .sharding import Sharded
+from .synchronised import synchronise
+
+__all__ = [
+    "SameRun",
+    "SynchronisedNorms",
+    "check_shares",
+    "make_strategy",
+    "peers_told",
+    "plugins_for",
+]
+
+
+def make_strategy(options: TrainOptions) -> DDPStrategy | Sharded | str:
+    """The strategy of the options, with their patience; "auto" where one device is enough."""
+    if options.strategy == "auto" and options.nodes == 1 and not _several(options):
+        return "auto"
+    patience = timedelta(seconds=options.peer_timeout)
+    if options.strategy == "fsdp":
+        return _sharded(options, patience)
+    on_cpu = options.accelerator == "cpu" or not torch.accelerator.is_available()
+    return (InRankOrder if on_cpu else DDPStrategy)(
+        timeout=patience,
+        find_unused_parameters=options.strategy == "ddp_find_unused_parameters_true",
+    )
+
+
+def _sharded(options: TrainOptions, patience: timedelta) -> Sharded:
+    if options.clip_norm is not None:
+        raise UserError(
+            "strategy fsdp cannot clip the norm of gradients that are in parts; use ddp"
+        )
+    if not options.decay_norms:
+        raise UserError(
+            "strategy fsdp flattens the weights, and cannot tell those of norms, which decay_norms "
+            "leaves out, from others; use ddp"
+        )
+    if options.nodes == 1 and not _several(options):
+        raise UserError("strategy fsdp shares weights out over several devices; give --devices")
+    return Sharded(timeout=patience)
+
+
+def _several(options: TrainOptions) -> bool:
+    if options.devices != "auto":
+        return options.devices > 1
+    return options.accelerator != "cpu" and torch.accelerator.device_count() > 1
+
+
+class InRankOrder(DDPStrategy):
+    """Lightning's DDP, with gradients that are added in the order of the processes.
+
+    The collective operation adds each element in an order that depends on its place in a bucket,
+    and PyTorch lays the buckets out anew after a process's first step: three processes that
+    resume would add the same numbers in another order than ones that were never stopped.
+    """
+
+    def configure_ddp(self) -> None:
+        """Wrap the model, and tell it how to average."""
+        super().configure_ddp()
+        self.model.register_comm_hook(None, _mean_in_rank_order)
+
+
+def _mean_in_rank_order(state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    mine = bucket.buffer()
+    parts = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+    work = dist.all_gather(parts, mine, async_op=True)
+
+    def mean(gathered: torch.futures.Future[list[Tensor]]) -> Tensor:
+        gathered.value()  # raises where a process is gone
+        total = parts[0]
+        for part in parts[1:]:
+            total += part
+        return total.div_(len(parts))
+
+    return work.get_future().then(mean)
+
+
+# PyTorch compares the annotations, of which `from __future__ import annotations` makes texts.
+_mean_in_rank_order.__annotations__ = {
+    "bucket": dist.GradBucket,
+    "return": torch.futures.Future[Tensor],
+}
+
+
+def plugins_for(options: TrainOptions) -> list[Any]:
+    """What Lightning is given for the devices of the options, beside the strategy.
+
+    Under SLURM it would save a checkpoint of its own in the midst of an epoch when the time is
+    up, and go on from that one: here a job that is started again goes on with --resume.
+    """
+    plugins: list[Any] = []
+    if options.sync_batchnorm:
+        plugins.append(SynchronisedNorms())
+    if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
+        plugins.append(SLURMEnvironment(auto_requeue=False))
+    return plugins
+
+
+class SynchronisedNorms(LayerSync):
+    """Norms over the batches of all devices, SE blocks and activations kept.
+
+    Lightning's own converts by PyTorch's function, which drops the activation at the end of
+    timm's norms and has nothing for the CPU.
+    """
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """Convert the norms of a `LightningModule`, in place."""
+        assert isinstance(model, LightningModule)
+        if model.trainer.strategy.root_device.type == "cpu":
+            return synchronise(model)
+        converted: nn.Module = convert_sync_batchnorm(model)
+        return converted
+
+    def revert(self, model: nn.Module) -> nn.Module:
+        """Leave the norms as they are: a single process makes BatchNorms of them by itself."""
+        return model
+
+
+class SameRun(Callback):
+    """Refuses to train where the processes would not be doing the same.
+
+    Machines that do not share a disk would each find another run directory, and wait for one
+    another for ever.
+
+    Args:
+        facts: name → what must be the same in every process.
+    """
+
+    def __init__(self, facts: Mapping[str, object]) -> None:
+        self.facts = facts
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Compare digests of the facts, as soon as the processes have found each other."""
+        if trainer.world_size == 1:
+            return
+        device = trainer.strategy.root_device
+        mine = torch.tensor([_digest(fact) for fact in self.facts.values()], device=device)
+        everyone = [torch.empty_like(mine) for _ in range(trainer.world_size)]
+        dist.all_gather(everyone, mine)
+        differ = (torch.stack(everyone) != everyone[0]).any(0).tolist()
+        for name, differs in zip(self.facts, differ, strict=True):
+            if differs:
+                raise UserError(
+                    f"the {trainer.world_size} processes of this run differ in {name}; start all "
+                    "with the same command, with --out and --data where all machines find the same"
+                )
+
+
+def _digest(fact: object) -> int:
+    return int.from_bytes(hashlib.sha256(repr(fact).encode()).digest()[:7])
+
+
+def check_shares(trainer: Trainer, options: TrainOptions, *, train: int, val: int) -> None:
+    """Refuse more processes than there are images for.
+
+    Args:
+        trainer: as `senet.fitting.make_trainer` made it.
+        options: the run's.
+        train: number of training images.
+        val: number of held-out images.
+
+    Raises:
+        UserError: a process would have no batch, in training or in validation.
+    """
+    world = trainer.world_size
+    if world == 1:
+        return
+    share = train // world
+    for count, what in ((train, "training"), (val, "held-out")):
+        if count < world:
+            raise UserError(
+                f"{world} devices, but {count} {what} images; each device needs at least one"
+            )
+    if train >= options.batch_size > share:
+        raise UserError(
+            f"batch_size is {options.batch_size} on each of {world} devices, but each has only "
+            f"{share} of the {train:,} training images; use at most {share}"
+        )
+
+
+@contextmanager
+def peers_told(trainer: Trainer) -> Iterator[None]:
+    """Have the end of another process of the run told in a line, and not as a traceback.
+
+    Raises:
+        UserError: another process ended, or was silent for longer than ``peer_timeout``.
+    """
+    logger = logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script")
+    handler = _LastWords()
+    before = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False  # or Lightning would say it too, over several lines
+    try:
+        yield
+    except (RuntimeError, dist.DistError) as error:
+        if trainer.world_size == 1 or not (reason := _of_a_peer(error)):
+            raise
+        raise UserError(
+            f"process {trainer.global_rank} of {trainer.world_size} lost another of its run "
+            f"({reason}): it was killed, ended with words of its own, or was silent for longer "
+            "than peer_timeout; to go on from the last finished epoch, start all again with "
+            "--resume"
+        ) from error
+    finally:
+        logger.removeHandler(handler)
+        logger.level, logger.propagate = before
+
+
+class _LastWords(logging.Handler):
+    """Says in a line what Lightning's watch over its processes only logs before it ends them."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        found = re.search(r"PID (\d+) terminated with code (-?\d+)", record.getMessage())
+        if found:
+            print(
+                f"senet: error: a process of this run ended (PID {found[1]}, status {found[2]}), "
+                "and the others with it; to go on from the last finished epoch, start it again "
+                "with --resume",
+                file=sys.stderr,
+                flush=True,
+            )
+
+
+def _of_a_peer(error: Exception) -> str:
+    """What of an error says that a peer is gone, in a few words; "" where it is about us."""
+    text = " ".join(str(error).split())
+    if not isinstance(error, dist.DistError) and not re.search(r"gloo|NCCL|ncclComm", text):
+        return ""
+    known = re.search(
+        r"Connection (closed|reset) by (remote )?peer|Broken pipe|[Tt]imed out[^.\[]*|"
+        r"Connection refused|Socket \w+|remote process exited",
+        text,
+    )
+    return known[0].strip() if known else text[:80]

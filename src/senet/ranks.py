@@ -1,0 +1,30 @@
+"""Which of a run's processes this is, as torchrun, SLURM, LSF and Lightning itself tell it."""
+
+from __future__ import annotations
+
+import os
+
+__all__ = ["is_helper"]
+
+
+def is_helper() -> bool:
+    """Whether this is a process for a further device, which writes and says nothing.
+
+    Known before PyTorch's processes have found each other, from the environment, which is asked
+    in the order in which Lightning chooses the launcher it believes: a stale RANK of another
+    program, or SLURM's variables under torchrun, count no more here than there.
+    """
+    return any(int(os.environ.get(name, "0")) > 0 for name in _deciding_variables())
+
+
+def _deciding_variables() -> tuple[str, ...]:
+    """The variables of which one is above zero in every process but the first."""
+    known = os.environ
+    if "TORCHELASTIC_RUN_ID" in known:
+        return ("RANK",)
+    if "SLURM_NTASKS" in known and known.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
+        return ("SLURM_PROCID",)
+    if "JSM_NAMESPACE_SIZE" in known:
+        return ("JSM_NAMESPACE_RANK",)
+    # Lightning starts the processes of a machine; of several machines a user numbers each.
+    return ("NODE_RANK" if "NODE_RANK" in known else "GROUP_RANK", "LOCAL_RANK")

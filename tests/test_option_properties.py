@@ -1,0 +1,101 @@
+"""Any valid combination of training options: it is written and read back, and can train."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import senet
+from senet.optimization import make_optimizer, make_schedule
+from senet.options import TrainOptions, changed_option, options_yaml, read_options
+
+LEARNING: dict[str, st.SearchStrategy[Any]] = {
+    "epochs": st.integers(1, 6),
+    "optimizer": st.sampled_from(["sgd", "adamw"]),
+    "lr": st.none() | st.floats(1e-12, 1e6),
+    "se_lr": st.none() | st.floats(1e-12, 1e6),
+    "momentum": st.floats(0.01, 0.999),
+    "nesterov": st.booleans(),
+    "weight_decay": st.floats(0, 10),
+    "decay_norms": st.booleans(),
+    "schedule": st.sampled_from(["cosine", "step"]),
+    "milestones": st.sets(st.integers(1, 9)).map(lambda some: tuple(sorted(some))),
+    "gamma": st.floats(1e-6, 1),
+    "warmup_epochs": st.floats(0, 9),
+    "warmup_factor": st.floats(1e-6, 1),
+    "label_smoothing": st.floats(0, 0.99),
+    "clip_norm": st.none() | st.floats(1e-6, 1e6),
+}
+TEXTS = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12)
+REST: dict[str, st.SearchStrategy[Any]] = {
+    "data": TEXTS.filter(str.strip),
+    "data_root": TEXTS.filter(str.strip),
+    "init": st.none() | TEXTS.filter(str.strip),
+    "image_size": st.none() | st.integers(1, 16_384),
+    "val_fraction": st.floats(0.001, 0.999),
+    "batch_size": st.integers(1, 10**9),
+    "workers": st.integers(0, 10**6),
+    "seed": st.integers(0, 2**63 - 1),
+    "sites": st.none() | st.sampled_from(["4", "4,5", "stage2.*", "0, *.bn2"]),
+    "reduction": st.floats(0.001, 1e6)
+    | st.dictionaries(TEXTS, st.floats(0.001, 1e6), min_size=1, max_size=3),
+    "hidden": st.none() | st.integers(1, 65_536),
+    "bias": st.booleans(),
+    "precision": st.sampled_from(["32-true", "bf16-mixed", "16-mixed", "64-true"]),
+    "devices": st.just("auto") | st.integers(1, 10**6),
+    "nodes": st.integers(1, 10**6),
+    "strategy": st.sampled_from(["auto", "ddp", "ddp_find_unused_parameters_true", "fsdp"]),
+    "sync_batchnorm": st.booleans(),
+    "peer_timeout": st.floats(1, 10**6),
+    "threads": st.none() | st.integers(1, 1024),
+    "limit_batches": st.none() | st.integers(1, 10**9),
+    "twin": st.booleans(),
+}
+
+
+@pytest.fixture(scope="module")
+def network() -> nn.Module:
+    """Convolutions, norms, a linear layer and a block."""
+    plain = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
+    return senet.attach(nn.Sequential(plain, nn.Linear(8, 2)), input_size=(3, 8, 8))
+
+
+@given(values=st.fixed_dictionaries(LEARNING), steps=st.integers(1, 7))
+@settings(max_examples=150, deadline=None)
+def test_any_combination_has_an_optimizer_and_a_rate_within_its_peak(
+    network: nn.Module, values: dict[str, Any], steps: int
+) -> None:
+    options = TrainOptions(**values)
+    optimizer = make_optimizer(network, options)
+    grouped = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(grouped) == sorted(id(p) for p in network.parameters())
+    schedule = make_schedule(optimizer, options, steps)
+    peaks = [group["initial_lr"] for group in optimizer.param_groups]
+    assert set(peaks) <= {options.peak_lr, options.se_lr or options.peak_lr}
+    for _ in range(options.epochs * steps):
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            assert 0 <= group["lr"] <= peak * (1 + 1e-9)
+        optimizer.step()
+        schedule.step()
+    for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+        assert -1e-9 * peak <= group["lr"] <= peak * (1 + 1e-9)
+
+
+@given(values=st.fixed_dictionaries({}, optional=LEARNING | REST))
+@settings(max_examples=200, deadline=None)
+def test_any_combination_survives_its_yaml(values: dict[str, Any]) -> None:
+    options = TrainOptions(**values)
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place, "config.yaml")
+        path.write_text(options_yaml(options), encoding="utf-8")
+        again = read_options(path, whole=True)
+    assert again == options
+    assert changed_option(options, again) is None

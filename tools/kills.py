@@ -1,0 +1,184 @@
+"""Is a run that was killed the run that was not? A short training, killed at random, N times.
+
+    python tools/kills.py    # a hundred trials, a quarter of an hour; exits 1 unless all hold
+
+Each trial trains into a directory of its own, is killed with SIGKILL (`kill -9`) at one to three
+moments that are drawn over the length of an undisturbed run, is resumed each time, and is
+compared in the end, bit for bit, with the run that nothing happened to: the exported weights and
+their card, and the weights, momenta and schedule of the last checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+
+from senet.checkpoints import LAST
+from senet.cli import main as senet
+from senet.machine import describe
+from senet.runs import CARD, WEIGHTS, is_temporary
+
+TRAIN = (
+    *("train", "--model=se_resnet20", "--data=digits", "--image_size=8", "--batch_size=32"),
+    *("--limit_batches=6", "--epochs=4", "--accelerator=cpu", "--threads=1"),
+)
+MOST_KILLS = 3
+_PRELOADED = ["senet.commands.train", "senet.fitting"]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What became of one run.
+
+    Args:
+        kills: how often it was killed.
+        half_written: of these, how often a file was being written.
+        difference: where it is not the undisturbed run; "" where it is.
+    """
+
+    kills: int
+    half_written: int
+    difference: str
+
+
+def start(run: Path) -> Any:
+    """`senet train --resume` into ``run``, in a process forked from one that has all imported."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOADED)
+    process = context.Process(target=_train, args=(run,))
+    process.start()
+    return process
+
+
+def _train(run: Path) -> None:
+    for stream in (1, 2):
+        os.dup2(os.open(f"{run}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+    torch.set_num_threads(1)
+    sys.exit(senet([*TRAIN, "--resume", "--out", str(run)]))
+
+
+def finish(run: Path) -> None:
+    """Train to the end."""
+    process = start(run)
+    process.join()
+    if process.exitcode != 0:
+        log = Path(f"{run}.log").read_text()
+        raise RuntimeError(f"ended with status {process.exitcode}: {log}")
+
+
+def kill_and_resume(run: Path, seconds: float, chance: random.Random) -> tuple[int, int]:
+    """Train, be killed now and then, and train on to the end.
+
+    Args:
+        run: the directory.
+        seconds: that an undisturbed run takes, its start included.
+        chance: decides how often and when.
+
+    Returns:
+        how often it was killed, and how often while a file was being written.
+    """
+    kills = half_written = 0
+    for _ in range(chance.randint(1, MOST_KILLS)):
+        process = start(run)
+        process.join(chance.uniform(0, seconds))
+        if process.exitcode is not None:
+            break
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        kills += process.exitcode == -signal.SIGKILL
+        half_written += any(is_temporary(path) for path in run.rglob("*"))
+    finish(run)
+    return kills, half_written
+
+
+def difference(run: Path, whole: Path) -> str:
+    """Where the results of two runs are not the same bits; "" where they are."""
+    for name in (WEIGHTS, CARD):
+        if (run / name).read_bytes() != (whole / name).read_bytes():
+            return name
+    ours, theirs = (torch.load(each / LAST, weights_only=True) for each in (run, whole))
+    for part in ("state_dict", "optimizer_states", "lr_schedulers", "global_step"):
+        pairs = zip(leaves(ours[part]), leaves(theirs[part]), strict=True)
+        if not all(_same(a, b) for a, b in pairs):
+            return f"{LAST}: {part}"
+    return ""
+
+
+def leaves(value: object) -> Iterator[object]:
+    """Keys and values of a state, in order."""
+    if isinstance(value, dict):
+        for key, child in value.items():
+            yield key
+            yield from leaves(child)
+    elif isinstance(value, list | tuple):
+        for child in value:
+            yield from leaves(child)
+    else:
+        yield value
+
+
+def _same(a: object, b: object) -> bool:
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return torch.equal(a, b)
+    return type(a) is type(b) and a == b
+
+
+def trials(count: int, seed: int, place: Path) -> list[Trial]:
+    """Run them, in ``place``; what is as it should be is removed."""
+    whole = place / "whole"
+    finish(place / "first")  # starts the server that the others are forked from
+    began = time.perf_counter()
+    finish(whole)
+    seconds = time.perf_counter() - began
+    done = []
+    for number in track(range(count), "killing", console=Console(stderr=True)):
+        run = place / f"{number:03}"
+        kills, half_written = kill_and_resume(run, seconds, random.Random(f"{seed}/{number}"))
+        done.append(Trial(kills, half_written, difference(run, whole)))
+        if not done[-1].difference:
+            shutil.rmtree(run)
+    return done
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; 0 where every run ended as the undisturbed one."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--trials", type=int, default=100, help="runs (default: 100)")
+    parser.add_argument("--seed", type=int, default=0, help="decides the moments (default: 0)")
+    given = parser.parse_args(argv)
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as place:
+        done = trials(given.trials, given.seed, Path(place))
+    same = sum(not trial.difference for trial in done)
+    for number, trial in enumerate(done):
+        if trial.difference:
+            print(f"trial {number}: {trial.difference} differs after {trial.kills} kills")
+    machine = describe()
+    print(
+        f"{date.today()}: {same} of {given.trials} runs ended with the bits of the undisturbed one"
+        "; "
+        f"{sum(trial.kills for trial in done)} kills, "
+        f"{sum(trial.half_written for trial in done)} while a file was being written; "
+        f"{time.perf_counter() - began:.0f} s, torch {machine['torch']}"
+    )
+    return int(same < given.trials)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
