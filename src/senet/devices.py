@@ -59,6 +59,11 @@ def _sharded(options: TrainOptions, patience: timedelta) -> Sharded:
             "strategy fsdp flattens the weights, and cannot tell those of norms, which decay_norms "
             "leaves out, from others; use ddp"
         )
+    for name in ("ema_decay", "layer_decay"):
+        if getattr(options, name) is not None:
+            raise UserError(
+                f"strategy fsdp keeps the weights in parts, which {name} needs whole; use ddp"
+            )
     if options.nodes == 1 and not _several(options):
         raise UserError("strategy fsdp shares weights out over several devices; give --devices")
     return Sharded(timeout=patience)

@@ -92,18 +92,18 @@ class Classifier(LightningModule):
         self._states: dict[str, Tensor] = {}
 
     def setup(self, stage: str) -> None:
-        """Note names and shapes of the state, which a strategy may take apart."""
+        """Begin the average, and note names and shapes of the state.
+
+        A checkpoint is read into the one; of the others a strategy may make parts.
+        """
+        if self.options.ema_decay is not None:
+            self._average = WeightAverage(self.model, self.options.ema_decay)
         self._states = {name: tensor.to("meta") for name, tensor in self.state_dict().items()}
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, classes) of images (N, 3, H, W)."""
         logits: Tensor = self.model(images)
         return logits
-
-    def setup(self, stage: str) -> None:
-        """Begin the average, before a checkpoint is read into it."""
-        if self.options.ema_decay is not None:
-            self._average = WeightAverage(self.model, self.options.ema_decay)
 
     def on_fit_start(self) -> None:
         """Have the average where the network is by now."""
@@ -135,7 +135,7 @@ class Classifier(LightningModule):
                 raise refuse(path, f"its {name!r} is missing")
             if other := differences(self._states, checkpoint[name]):
                 raise refuse(path, f"it does not fit {self.options.model}: it {other}")
-        expected: dict[str, Any] = {name: self._states for name in states}
+        expected: dict[str, Any] = dict.fromkeys(states, self._states)
         expected["loops"] = {"fit_loop": self.trainer.fit_loop.state_dict()}
         if (place := mismatch(expected, checkpoint)) is not None:
             raise refuse(path, f"its {place!r} is missing or damaged")

@@ -317,7 +317,8 @@ _FREE = frozenset(
 # what was done before there was the option, so that older runs go on and evaluate as they were.
 _LATER = frozenset(
     (
-        *("nodes", "strategy", "sync_batchnorm", "peer_timeout", "val_data", "load_timeout", "cache"),
+        *("nodes", "strategy", "sync_batchnorm", "peer_timeout"),
+        *("val_data", "load_timeout", "cache"),
         *("rand_augment", "erase", "repeats", "mixup", "cutmix", "mix_prob", "accumulate"),
         *("ema_decay", "drop_path", "layer_decay", "compile"),
     )
