@@ -453,6 +453,7 @@ def test_torchrun_itself(folder: Path, tmp_path: Path) -> None:
         (["--strategy=fsdp"], {}, "shares weights out over several devices"),
         (["--strategy=fsdp", "--devices=2", "--clip_norm=1"], {}, "cannot clip the norm"),
         (["--strategy=fsdp", "--devices=2", "--no_decay_norms"], {}, "flattens the weights"),
+        (["--strategy=fsdp", "--devices=2", "--ema_decay=0.9"], {}, "which ema_decay needs whole"),
         (["--nodes=0"], {}, "nodes is 0, but must be at least 1"),
         (["--strategy=dpp"], {}, "option strategy is dpp, but must be auto, ddp"),
     ],
