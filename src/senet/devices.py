@@ -28,6 +28,7 @@ from .synchronised import synchronise
 __all__ = [
     "SameRun",
     "SynchronisedNorms",
+    "check_launcher",
     "check_shares",
     "make_strategy",
     "peers_told",
@@ -68,6 +69,19 @@ def _several(options: TrainOptions) -> bool:
     if options.devices != "auto":
         return options.devices > 1
     return options.accelerator != "cpu" and torch.accelerator.device_count() > 1
+
+
+def check_launcher(trainer: Trainer) -> None:
+    """ValueError where torchrun or SLURM started another number of processes than is asked for.
+
+    Lightning asks only where there are to be several: each of those that a launcher started would
+    otherwise train a network of its own.
+    """
+    numbers = {"num_devices": trainer.num_devices, "num_nodes": trainer.num_nodes}
+    if TorchElasticEnvironment.detect():
+        TorchElasticEnvironment().validate_settings(**numbers)
+    elif SLURMEnvironment.detect():
+        SLURMEnvironment(auto_requeue=False).validate_settings(**numbers)
 
 
 class InRankOrder(DDPStrategy):

@@ -27,7 +27,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from .checkpoints import LAST, EpochRow, RunRecorder, WholeFiles, mismatch, refuse
 from .data import DataRecord
-from .devices import SameRun, make_strategy, peers_told, plugins_for
+from .devices import SameRun, check_launcher, make_strategy, peers_told, plugins_for
 from .errors import UserError
 from .optimization import make_optimizer, make_schedule, unfit_moment
 from .options import TrainOptions, deciding
@@ -297,7 +297,7 @@ def make_trainer(
                 default_root_dir=directory,
                 plugins=[WholeFiles(), *plugins_for(options)],
             )
-            _check_launcher(trainer)
+            check_launcher(trainer)
         except (MisconfigurationException, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             raise UserError(
@@ -317,13 +317,6 @@ def make_trainer(
             f"{trainer.strategy.root_device.type}; use {taken}"
         )
     return trainer
-
-
-def _check_launcher(trainer: Trainer) -> None:
-    """ValueError where torchrun or SLURM started another number of processes than is asked for."""
-    environment = getattr(trainer.strategy, "cluster_environment", None)
-    if environment is not None:
-        environment.validate_settings(num_devices=trainer.num_devices, num_nodes=trainer.num_nodes)
 
 
 def fit(
