@@ -26,7 +26,7 @@ LEARNING: dict[str, st.SearchStrategy[Any]] = {
     "decay_norms": st.booleans(),
     "schedule": st.sampled_from(["cosine", "step"]),
     "milestones": st.sets(st.integers(1, 9)).map(lambda some: tuple(sorted(some))),
-    "gamma": st.floats(1e-6, 1),
+    "gamma": st.floats(1e-6, 1),  # a larger one raises the rate beyond its peak, as asked
     "warmup_epochs": st.floats(0, 9),
     "warmup_factor": st.floats(1e-6, 1),
     "label_smoothing": st.floats(0, 0.99),

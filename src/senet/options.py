@@ -230,7 +230,7 @@ _RANGES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
     (("seed",), *_within(0, _INT64)),
     (("workers",), lambda v: v >= 0, "0 or more"),
     (("weight_decay", "warmup_epochs"), *_within(0, 10**9)),
-    (("lr", "se_lr", "clip_norm"), lambda v: 0 < v <= 1e38, "above 0, at most 1e38"),
+    (("lr", "se_lr", "gamma", "clip_norm"), lambda v: 0 < v <= 1e38, "above 0, at most 1e38"),
     (
         ("reduction",),
         lambda v: (
@@ -244,7 +244,7 @@ _RANGES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
     (("sites",), lambda v: all(map(str.strip, v.split(","))), "globs or stages, a comma between"),
     (("momentum", "label_smoothing"), lambda v: 0 <= v < 1, "in [0, 1)"),
     (("val_fraction",), lambda v: 0 < v < 1, "above 0, to have images to validate on, and below 1"),
-    (("warmup_factor", "gamma"), lambda v: 0 < v <= 1, "above 0 and at most 1"),
+    (("warmup_factor",), lambda v: 0 < v <= 1, "above 0 and at most 1"),
     (("milestones",), lambda v: all(m >= 1 for m in v) and list(v) == sorted(set(v)), "rising"),
     (
         ("devices",),
