@@ -242,7 +242,7 @@ EQUAL = (
     ("world", "precision", "tolerance"),
     [
         (2, "32-true", 2e-4),
-        (3, "64-true", 1e-9),
+        pytest.param(3, "64-true", 1e-9, marks=pytest.mark.slow),
         pytest.param(2, "64-true", 1e-9, marks=pytest.mark.slow),
         pytest.param(3, "32-true", 2e-4, marks=pytest.mark.slow),
     ],
@@ -271,6 +271,7 @@ def test_the_loss_curve_is_that_of_one_process_with_the_whole_batch(
     assert float(expected[-1]["train_loss"]) < float(expected[0]["train_loss"])
 
 
+@pytest.mark.slow
 def test_without_synchronised_norms_it_is_another_curve(tmp_path: Path) -> None:
     """That the test above can fail."""
     command = [*DIGITS, *EQUAL, "--no_sync_batchnorm", "--precision=64-true", "--threads=1"]
@@ -286,6 +287,7 @@ def test_without_synchronised_norms_it_is_another_curve(tmp_path: Path) -> None:
     assert max(apart) > 2e-4
 
 
+@pytest.mark.slow
 def test_shared_out_weights_come_to_the_same(tmp_path: Path) -> None:
     """FSDP: each process has a part of the weights; curve, files and resumption are ddp's."""
     words = ["--epochs=6", "--batch_size=16", "--limit_batches=5", "--devices=2", "--threads=1"]
@@ -334,7 +336,7 @@ def killed(command: list[str | Path], log: Path, world: int, victim: int, run: P
     assert 1 <= len(rows_of(run)) < 6
 
 
-@pytest.mark.parametrize(("world", "victim"), [(2, 0), (3, 1)])
+@pytest.mark.parametrize(("world", "victim"), [(2, 0), pytest.param(3, 1, marks=pytest.mark.slow)])
 def test_one_killed_ends_the_others_and_all_resume(tmp_path: Path, world: int, victim: int) -> None:
     words = ["--epochs=6", "--batch_size=16", "--limit_batches=10", f"--devices={world}"]
     command: list[str | Path] = [*DIGITS, *words, "--accelerator=cpu", "--threads=1"]

@@ -121,6 +121,7 @@ MOMENTS: dict[str, Callable[[Running, Path], bool]] = {
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+@pytest.mark.slow
 def test_killed_at_several_points_ends_with_the_same_bits(whole: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     for number, (moment, kill) in enumerate(MOMENTS.items()):
@@ -164,6 +165,7 @@ def kill_and_resume(
     assert ended.status == 0, ended.err
 
 
+@pytest.mark.slow
 def test_a_pair_that_is_killed_ends_with_the_same_bits(tmp_path: Path) -> None:
     """In either of the two, before and after its first epoch."""
     pair = ["train", "--model=se_resnet20", "--epochs=3", *OPTIONS, "--twin"]
@@ -201,6 +203,7 @@ def test_a_run_from_another_that_is_killed_ends_with_the_same_bits(tmp_path: Pat
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_run_by_a_modern_recipe_that_is_killed_ends_with_the_same_bits(tmp_path: Path) -> None:
     """Everything that draws, and everything that remembers, beside the weights."""
     chance = ["--mixup=0.2", "--cutmix=1", "--mix_prob=0.8", "--rand_augment=9", "--erase=0.3"]

@@ -64,6 +64,7 @@ def test_a_loader_that_hangs_names_the_file(stuck: tuple[Path, Path], workers: i
     assert "\n" not in text
 
 
+@pytest.mark.slow
 def test_a_loader_that_hangs_between_two_epochs(stuck: tuple[Path, Path]) -> None:
     """A worker that is stopped, and would not end when it is asked to."""
     loader = loader_of(stuck[0], workers=1, load_timeout=2)
