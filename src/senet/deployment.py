@@ -77,6 +77,9 @@ def deploy(
     a norm, is computed from the convolution's input where less is read there, and the output is
     scaled in place. The model may be attached, adopted or plain. What cannot be rewritten
     exactly is left alone; ``.report`` of the copy, a `Report`, has every norm and block.
+    The dataflow is that of one input: where the forward goes another way for others (a larger
+    batch, say), the copy is right for the way that was seen; give ``example_inputs`` that take
+    the one that matters.
 
     Args:
         model: any network; it is not touched.
