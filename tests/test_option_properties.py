@@ -69,7 +69,7 @@ def network() -> nn.Module:
 
 
 @given(values=st.fixed_dictionaries(LEARNING), steps=st.integers(1, 7))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_any_combination_has_an_optimizer_and_a_rate_within_its_peak(
     network: nn.Module, values: dict[str, Any], steps: int
 ) -> None:

@@ -121,7 +121,6 @@ MOMENTS: dict[str, Callable[[Running, Path], bool]] = {
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
-@pytest.mark.slow
 def test_killed_at_several_points_ends_with_the_same_bits(whole: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     for number, (moment, kill) in enumerate(MOMENTS.items()):
@@ -165,7 +164,6 @@ def kill_and_resume(
     assert ended.status == 0, ended.err
 
 
-@pytest.mark.slow
 def test_a_pair_that_is_killed_ends_with_the_same_bits(tmp_path: Path) -> None:
     """In either of the two, before and after its first epoch."""
     pair = ["train", "--model=se_resnet20", "--epochs=3", *OPTIONS, "--twin"]
