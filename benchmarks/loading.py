@@ -21,7 +21,7 @@ from PIL import Image
 
 from senet import machine
 from senet.data import DataOptions, load_data, train_loader
-from senet.image_sets import ImageLoader
+from senet.loading import ImageLoader
 from senet.packing import pack
 
 

@@ -46,8 +46,9 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from senet.benchmarking import as_csv
+from senet.classifier import seed_everything
 from senet.data import ImageData, load_data, train_loader, val_loader
-from senet.fitting import fit, make_trainer, seed_everything
+from senet.fitting import fit, make_trainer
 from senet.machine import describe
 from senet.optimization import make_optimizer, make_schedule
 from senet.options import TrainOptions

@@ -83,7 +83,7 @@ def test_a_run_is_exported_and_predicts(
     assert "19 folded, 9 gated in place" in words
     assert "on 8 held-out images of digits" in words
     assert "resnet20 " in words
-    assert " ms, ratio " in words
+    assert "median of the turns' ratios" in words
     assert ("opset 20" in words) == (format == "onnx")
     assert str(out) in words
     names = {f"digits{suffix}"} | ({"digits.bin"} if suffix == ".xml" else set())

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 from torchvision.models.video.resnet import Conv3DSimple
 
-from senet.folding import affine_of, after_norm, fold, is_folding
+from senet.folding import affine_of, after_norm, fold, obstacle
 
 _NORMS = {3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 
@@ -59,7 +59,7 @@ def test_layers_and_norms_of_others(name: str) -> None:
     torch.manual_seed(0)
     make, kind, shape = FOLDING[name]
     layer, norm = make().double(), random_norm(kind, 5)
-    assert is_folding(layer)
+    assert not obstacle(layer)
     h = torch.randn(shape).double()
     expected = norm(layer(h))
     fold(layer, norm)
@@ -153,5 +153,5 @@ def _patched() -> nn.Module:
     ids=["subclass", "timm_subclass", "transposed", "weight_norm", "parametrized", "hook", "patch"],
 )
 def test_what_may_not_be_linear_in_its_weight_is_refused(make: Any) -> None:
-    assert is_folding(nn.Conv2d(3, 5, 3))
-    assert not is_folding(make())
+    assert not obstacle(nn.Conv2d(3, 5, 3))
+    assert obstacle(make())

@@ -9,7 +9,7 @@ from generated import make_image_folder
 
 from senet import UserError, create_model, load
 from senet.checkpoints import LAST, read_record
-from senet.fitting import make_optimizer
+from senet.optimization import make_optimizer
 from senet.options import TrainOptions
 from senet.runs import read_card
 from senet.training import build, start_from, train

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ import torch
 import torchvision
 from deploying import SMALL, counts, deployed, drawn, images, outcome
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, prune
 
 from senet import (
     Recalibrated,
@@ -35,13 +36,8 @@ class _Used(nn.Module):
         self.conv = nn.Conv2d(3, C, 3)
         self.norm = nn.BatchNorm2d(C)
         self.how = how
-        self.several = [self.conv, self.norm] if how == "listed" else []
 
     def forward(self, x: Tensor) -> Any:
-        if self.how == "listed":
-            for module in self.several:
-                x = module(x)
-            return x
         if self.how == "conv's type asked":
             x = x.to(self.conv.weight.dtype)
         u = self.conv(x)
@@ -113,6 +109,12 @@ def _weight_norm() -> nn.Module:
     return nn.Sequential(parametrizations.weight_norm(nn.Conv2d(3, C, 3)), nn.BatchNorm2d(C))
 
 
+def _pruned() -> nn.Module:
+    model = nn.Sequential(nn.Conv2d(3, C, 3), nn.BatchNorm2d(C))
+    prune.random_unstructured(model[0], "weight", 0.5)
+    return model
+
+
 LEFT: Mapping[str, tuple[Callable[[], nn.Module], tuple[int, ...], str, str]] = {
     **{
         how: (lambda how=how: _Used(how), SMALL, "norm", why)
@@ -120,12 +122,11 @@ LEFT: Mapping[str, tuple[Callable[[], nn.Module], tuple[int, ...], str, str]] = 
             "added": "the output of conv is used elsewhere too",
             "asked": "the output of conv is used elsewhere too",
             "copied": "the output of conv is used elsewhere too",
-            "written to": "it does not follow a convolution",
-            "written in place": "it does not follow a convolution",
+            "written to": "it follows no module, but operators",
+            "written in place": "it follows no module, but operators",
             "norm twice": "it runs 2 times",
             "conv twice": "conv runs 2 times",
             "returned": "the output of conv is used elsewhere too",
-            "listed": "it may be called by another reference",
             "conv's weight": "weights of conv are read outside of it",
             "conv's type asked": "weights of conv are read outside of it",
             "norm's mean": "weights of it are read outside of it",
@@ -141,11 +142,11 @@ LEFT: Mapping[str, tuple[Callable[[], nn.Module], tuple[int, ...], str, str]] = 
     ),
     "pre-activation": (
         _chain(nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, C, 3)), SMALL, "0",
-        "it does not follow a convolution",
+        "it follows no module, but operators",
     ),
     "after an activation": (
         _chain(nn.Conv2d(3, C, 3), nn.BatchNorm2d(C), nn.ReLU(), _block()), SMALL, "3",
-        "it gates what ReLU made, not a convolution",
+        "it follows 2: a ReLU is not known to be a convolution",
     ),
     "max": (
         _chain(nn.Conv2d(3, C, 3), _block(squeeze="max")), SMALL, "1",
@@ -163,16 +164,23 @@ LEFT: Mapping[str, tuple[Callable[[], nn.Module], tuple[int, ...], str, str]] = 
         _chain(nn.Conv2d(3, C, 3, padding=1), SqueezeExcite(16, channels_last=True)), SMALL, "1",
         "its channels are last",
     ),
-    "weight norm": (_weight_norm, SMALL, "1", "it does not follow a convolution"),
+    "weight norm": (
+        _weight_norm, SMALL, "1",
+        "it follows 0: the ParametrizedConv2d's weight or bias is computed anew each time",
+    ),
+    "pruned": (
+        _pruned, SMALL, "1",
+        "it follows 0: the Conv2d's weight or bias is computed anew each time",
+    ),
     "transposed": (
         _chain(nn.ConvTranspose2d(3, C, 3), nn.BatchNorm2d(C)), SMALL, "1",
-        "it does not follow a convolution",
+        "it follows 0: a ConvTranspose2d is not known to be a convolution",
     ),
     "rows": (
         _chain(nn.Linear(7, C), nn.BatchNorm1d(5)), (5, 7), "1",
-        "the channels of 0 are not in the norm's place",
+        "the channels of 0 are not where it looks for them",
     ),
-    "hooked conv": (_hooked("0"), SMALL, "1.norm", "it does not follow a convolution"),
+    "hooked conv": (_hooked("0"), SMALL, "1.norm", "it follows 0: a hook is on the Conv2d"),
     "hooked norm": (_hooked("1.norm"), SMALL, "1.norm", "a hook is on it"),
     "hooked block": (_hooked("1.se"), SMALL, "1.se", "a hook is on it"),
     "hooked wrapper": (_hooked("1"), SMALL, "1.norm", "a hook on 1 sees the output of 0"),
@@ -202,7 +210,95 @@ def test_a_parametrised_bias_is_left() -> None:
     conv = nn.Conv2d(3, C, 3)
     torch.nn.utils.parametrize.register_parametrization(conv, "bias", nn.Tanh())
     model = drawn(nn.Sequential(conv, nn.BatchNorm2d(C)))
-    assert outcome(deployed(model)) == {"1": ("left", "it does not follow a convolution")}
+    why = "it follows 0: the ParametrizedConv2d's weight or bias is computed anew each time"
+    assert outcome(deployed(model)) == {"1": ("left", why)}
+
+
+class _Held(nn.Module):
+    """A convolution, its norm and its block, called by what holds them beside the register."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.conv, self.norm, self.se = nn.Conv2d(3, C, 1), nn.BatchNorm2d(C), SqueezeExcite(C)
+        parts = (self.conv, self.norm, self.se)
+        self.parts: Any = {
+            "list": lambda: list(parts),
+            "partial": lambda: [functools.partial(part) for part in parts],
+            "bound method": lambda: [part.__call__ for part in parts],
+            "own container": lambda: _Container(parts),
+        }[how]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        for part in self.parts:
+            x = part(x)
+        return x
+
+
+class _Container:
+    def __init__(self, held: Sequence[nn.Module]) -> None:
+        self.held = held
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        return iter(self.held)
+
+
+@pytest.mark.parametrize("gates", ["input", "output"])
+@pytest.mark.parametrize("how", ["list", "partial", "bound method", "own container"])
+def test_whoever_holds_a_module_gets_the_rewritten_one(how: str, gates: str) -> None:
+    found = counts(deployed(drawn(_Held(how)), gates=gates))
+    assert found == {
+        "folded": 1,
+        {"input": "gated from its input", "output": "gated in place"}[gates]: 1,
+    }
+
+
+class _Asking(nn.Module):
+    """Its forward goes by what its modules are."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, C, 1, bias=False), nn.BatchNorm2d(C)
+        self.what = what
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.conv(x))
+        if self.what == "type":
+            return y if isinstance(self.norm, nn.BatchNorm2d) else 2 * y
+        if self.what == "features":
+            return y * self.norm.num_features
+        return y if self.conv.bias is None else 3 * y
+
+
+@pytest.mark.parametrize(
+    ("what", "says"),
+    [
+        ("type", "its outputs differ by 1.0e+00"),
+        ("bias", "its outputs differ by 2.0e+00"),
+        ("features", "it fails ('Identity' object has no attribute 'num_features')"),
+    ],
+)
+def test_a_forward_that_asks_how_it_is_made_is_left(what: str, says: str) -> None:
+    model = drawn(_Asking(what))
+    why = "the forward asks how its modules are made: rewritten, "
+    assert outcome(deployed(model)) == {"norm": ("left", why + says)}
+
+
+def test_one_sample_without_a_batch_is_left() -> None:
+    """A norm takes its first dimension, the channels, for the batch, and so does a block."""
+    model = drawn(nn.Sequential(nn.Conv1d(3, C, 3), nn.BatchNorm1d(9), SqueezeExcite(9)))
+    sample = torch.randn(3, 11)
+    fast = deploy(model, example_inputs=sample, gates="input")
+    torch.testing.assert_close(fast(sample), model(sample))
+    assert outcome(fast)["1"] == ("left", "the channels of 0 are not where it looks for them")
+
+
+def test_a_detector_is_rewritten() -> None:
+    """What it finds in random values may change with a rounding; how many boxes, too."""
+    torch.manual_seed(0)
+    model = torchvision.models.detection.ssdlite320_mobilenet_v3_large(
+        weights=None, weights_backbone=None
+    )
+    assert deploy(model.eval()).report.count("folded") > 50
 
 
 @pytest.mark.parametrize("implementation", ["aten", "traced", "reference"])
@@ -270,12 +366,6 @@ def _low_rank() -> nn.Module:
     block = _block()
     block.fc1 = Doubled(C, 3)
     return nn.Sequential(nn.Conv2d(3, C, 3), block)
-
-
-def _listed_conv() -> nn.Module:
-    model = nn.Sequential(nn.Conv2d(3, C, 3), _block())
-    model.kept = [model[0]]
-    return model
 
 
 def _hooked_layer() -> nn.Module:
@@ -350,7 +440,6 @@ IN_PLACE: Mapping[str, tuple[Callable[[], nn.Module], str]] = {
     ),
     "low rank": (_low_rank, "a layer of the block does more than multiply"),
     "hooked layer": (_hooked_layer, "a layer of the block does more than multiply"),
-    "listed": (_listed_conv, "0 may be called by another reference"),
 }
 
 
@@ -380,7 +469,7 @@ def test_the_report_is_a_table() -> None:
     fast = deployed(drawn(model))
     assert str(fast.report).splitlines() == [
         "1.norm  folded                into 0",
-        "3       left                  it does not follow a convolution",
+        "3       left                  it follows 2: a ReLU is not known to be a convolution",
         "1.se    gated from its input  that of 0",
         "1 folded, 1 left, 1 gated from its input",
     ]

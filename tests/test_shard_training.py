@@ -22,7 +22,7 @@ from senet.checkpoints import LAST, METRICS
 from senet.cli import main
 from senet.data import DataOptions, load_data, train_loader, val_loader
 from senet.errors import UserError
-from senet.image_sets import ImageLoader
+from senet.loading import ImageLoader
 from senet.packing import pack
 from senet.runs import CARD, WEIGHTS, read_card
 from senet.sampling import EpochSampler

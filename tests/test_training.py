@@ -17,10 +17,11 @@ from torch import nn
 
 import senet
 from senet.checkpoints import BEST, LAST, METRICS, EpochRow, best_row
+from senet.classifier import seed_everything
 from senet.curves import CURVES
 from senet.data import DataOptions, ImageData, load_data, train_loader, val_loader
 from senet.errors import UserError
-from senet.fitting import fit, make_trainer, seed_everything
+from senet.fitting import fit, make_trainer
 from senet.optimization import make_optimizer, make_schedule
 from senet.options import TrainOptions, changed_option, options_yaml, read_options
 from senet.runs import CARD, WEIGHTS, read_card

@@ -15,7 +15,7 @@ from tars import samples, write_tar
 
 from senet.data import DataOptions, load_data, train_loader
 from senet.errors import UserError
-from senet.image_sets import ImageLoader
+from senet.loading import ImageLoader
 from senet.watching import workers_told
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .*multi-threaded:DeprecationWarning")

@@ -14,6 +14,7 @@ from . import functional
 from .block import BlockOptions, SqueezeExcite
 from .errors import UserError
 from .given import check_network, exchange
+from .hoisting import refuse_deployed
 from .hooks import is_hooked
 
 __all__ = ["ADOPTED_ATTRIBUTE", "AdoptedSqueezeExcite", "adopt", "adoptable", "return_adopted"]
@@ -143,7 +144,7 @@ def adopt(model: Network) -> Network:
     says so.
 
     Raises:
-        UserError: the model has none of these blocks, or is one itself.
+        UserError: the model has none of these blocks, is one itself, or is deployed.
 
     >>> import torchvision
     >>> network = adopt(torchvision.models.mobilenet_v3_small())
@@ -151,6 +152,7 @@ def adopt(model: Network) -> Network:
     9
     """
     check_network(model)
+    refuse_deployed(model)
     found = adoptable(model)
     if "" in found:
         raise UserError(

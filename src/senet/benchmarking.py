@@ -237,10 +237,10 @@ def records(network: str, found: Sequence[Measured]) -> list[dict[str, object]]:
             "dtype": one.setting.dtype,
             "device_type": one.setting.device,
             "row": one.row,
-            "value": round(one.value, 3),
+            "value": int(one.value) if one.setting.column == "bytes" else round(one.value, 3),
             "unit": "bytes" if one.setting.column == "bytes" else "ms",
             "ratio": round(one.ratio, 4),
-            "ratio_quartiles": f"{one.low:.4f}-{one.high:.4f}",
+            "ratio_quartiles": [round(one.low, 4), round(one.high, 4)],
             "rounds": one.rounds,
         }
         for one in found
@@ -248,9 +248,11 @@ def records(network: str, found: Sequence[Measured]) -> list[dict[str, object]]:
 
 
 def as_csv(rows: Sequence[Mapping[str, object]]) -> str:
-    """Rows of the same columns as a table of comma-separated values, with a header."""
+    """Rows of the same columns as comma-separated values, with a header; a pair is low-high."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    for row in rows:
+        pairs = {name: f"{v[0]}-{v[1]}" for name, v in row.items() if isinstance(v, list)}
+        writer.writerow({**row, **pairs})
     return text.getvalue()

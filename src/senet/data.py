@@ -21,12 +21,12 @@ from .image_sets import (
     CatalogueImages,
     FileImages,
     Framing,
-    ImageLoader,
     ImageSet,
     ShardImages,
     hold_decoded,
 )
 from .images import image_transform, list_images, read_image
+from .loading import ImageLoader
 from .sampling import EpochSampler
 from .sharded import ShardSplit, is_sharded, read_shards
 

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from torch import nn
-from torch.utils._pytree import tree_leaves
 
 from .adoption import ADOPTED_ATTRIBUTE, AdoptedSqueezeExcite
 from .block import SqueezeExcite
 from .errors import UserError, nearest
-from .folding import after_norm, fold, is_convolution, is_folding
+from .folding import after_norm, fold, is_convolution, obstacle
 from .fusing import is_batch_norm
-from .given import check_network, copied
+from .given import become, check_network, copied
 from .graph import Call, Graph
 from .hoisting import InputGated, OutputGated, hoisting_pays
 from .hooks import is_hooked
 from .insertion import PLAN_ATTRIBUTE, attached_plan
 from .norm import Recalibrated
+from .outputs import outputs_of, relative_difference, tolerance
 from .placement import forward_arguments
 from .tracing import trace
 
@@ -75,16 +76,19 @@ def deploy(
     Every BatchNorm that only follows one convolution is folded into it, in evaluation mode with
     its running statistics. The gate of a block that follows such a convolution, or one without
     a norm, is computed from the convolution's input where less is read there, and the output is
-    scaled in place. The model may be attached, adopted or plain. What cannot be rewritten
-    exactly is left alone; ``.report`` of the copy, a `Report`, has every norm and block.
+    scaled in place. The model may be attached, adopted or plain; of one that is deployed this
+    makes a copy. What cannot be rewritten exactly is left alone; ``.report`` of the copy, a
+    `Report`, has every norm and block.
+    At the end both run on the same values. Where the outputs differ all is left as it was: a
+    forward may ask what type its norm is, or whether its convolution has a bias.
     The dataflow is that of one input: where the forward goes another way for others (a larger
     batch, say), the copy is right for the way that was seen; give ``example_inputs`` that take
     the one that matters.
 
     Args:
         model: any network; it is not touched.
-        input_size, example_inputs: as in `senet.plan`, for the dataflow; None takes what the
-            network was attached with.
+        input_size, example_inputs: as in `senet.plan`, for the dataflow and the comparison;
+            None takes what the network was attached with.
         gates: "cheaper", or "input" or "output" to compute all gates from that side of the
             convolution.
 
@@ -103,22 +107,46 @@ def deploy(
     check_network(model)
     if gates not in GATES_FROM:
         raise UserError(f"gates={gates!r} is unknown; {nearest(gates, GATES_FROM)}")
+    if isinstance(getattr(model, "report", None), Report):
+        return copied(model)
     plan = attached_plan(model)
     if input_size is None and example_inputs is None and plan is not None:
         input_size = plan.input_size or None
-    deployed: Any = copied(model).eval()
-    for module in deployed.modules():
+    deployed = _prepared(model)
+    arguments = forward_arguments(model, input_size, example_inputs)
+    rewriting = _Rewriting(deployed, trace(deployed, *arguments), gates)
+    before = outputs_of(deployed, *arguments)
+    rewriting.fold_norms()
+    rewriting.gate_early()
+    rewrites = rewriting.rewrites
+    if rewrites and (why := _difference(deployed, arguments, before)):
+        deployed = _prepared(model)
+        rewrites = [Rewrite(each.path, "left", why) for each in rewrites]
+    deployed.report = Report(tuple(rewrites))
+    deployed.eval().requires_grad_(False)  # the new modules too
+    return deployed
+
+
+def _prepared(model: nn.Module) -> Any:
+    """A copy in evaluation mode, without what `attach` and `adopt` noted on it."""
+    prepared = copied(model).eval()
+    for module in prepared.modules():
         vars(module).pop(PLAN_ATTRIBUTE, None)  # what `verify` would look for is moved or gone
         vars(module).pop(ADOPTED_ATTRIBUTE, None)
         if isinstance(module, Recalibrated):  # a trace shows two modules, whatever was asked for
             module.implementation = None
-    arguments, keywords = forward_arguments(model, input_size, example_inputs)
-    rewriting = _Rewriting(deployed, trace(deployed, arguments, keywords), gates)
-    rewriting.fold_norms()
-    rewriting.gate_early()
-    deployed.report = Report(tuple(rewriting.rewrites))
-    deployed.eval().requires_grad_(False)  # the new modules too
-    return deployed
+    return prepared
+
+
+def _difference(deployed: nn.Module, arguments: Any, before: Any) -> str:
+    """Why the rewritten network cannot stand for the one that computed ``before``, or nothing."""
+    what = "the forward asks how its modules are made: rewritten, "
+    try:
+        after = outputs_of(deployed, *arguments)
+    except Exception as error:
+        return what + f"it fails ({(str(error).strip() or type(error).__name__).splitlines()[0]})"
+    found = relative_difference(after, before)
+    return "" if found <= tolerance(before) else what + f"its outputs differ by {found:.1e}"
 
 
 class _Rewriting:
@@ -130,19 +158,10 @@ class _Rewriting:
         self.gates = gates
         self.modules = dict(model.named_modules(remove_duplicate=False))
         self.rewrites: list[Rewrite] = []
-        # A module kept outside the register, in a list say, still runs when it was replaced.
-        self.kept = {
-            id(value)
-            for module in model.modules()
-            for name, held in vars(module).items()
-            if name != "_modules"
-            for value in tree_leaves(held)
-            if isinstance(value, nn.Module)
-        }
         # What a node is, once norms are folded: the output of this convolution as it now is.
         self.made_by: dict[int, str] = {}
         for node, calls in graph.producers.items():
-            if calls[0].path and is_folding(self.modules[calls[0].path]):
+            if calls[0].path and not obstacle(self.modules[calls[0].path]):
                 self.made_by[node] = calls[0].path
 
     def fold_norms(self) -> None:
@@ -156,7 +175,7 @@ class _Rewriting:
             conv = self.made_by[call.inputs[0]]
             fold(self.modules[conv], norm)
             rest = after_norm(norm)
-            self._replace(path, rest)
+            become(norm, rest)
             if isinstance(rest, nn.Identity):
                 self.made_by[call.outputs[0]] = conv
             self._note(path, "folded", f"into {conv}")
@@ -172,12 +191,12 @@ class _Rewriting:
             (call,) = self.graph.calls_by_path[path]
             conv_path = self.made_by[call.inputs[0]]
             if against := self._against_hoisting(conv_path, se):
-                self._put(path, OutputGated(se))
+                self._put(path, OutputGated(copy.copy(se)))
                 self._note(path, "gated in place", against)
             else:
                 conv: Any = self.modules[conv_path]
+                become(conv, InputGated(copy.copy(conv), se))
                 self._put(path, nn.Identity())
-                self._replace(conv_path, InputGated(conv, se))
                 self._note(path, "gated from its input", f"that of {conv_path}")
 
     def _executed(self, kind: Callable[[nn.Module], bool]) -> list[tuple[str, nn.Module]]:
@@ -198,11 +217,9 @@ class _Rewriting:
         (call,) = self.graph.calls_by_path[path]
         conv = self.made_by.get(call.inputs[0])
         if conv is None:
-            return "it does not follow a convolution"
+            return self._against_source(call.inputs[0])
         if self.graph.is_read_outside(conv):
             return f"weights of {conv} are read outside of it"
-        if self.graph.nodes[call.inputs[0]].channel_dim != 1:
-            return f"the channels of {conv} are not in the norm's place"
         return self._used_elsewhere(conv, call, path)
 
     def _against_gating(self, path: str, se: SqueezeExcite) -> str:
@@ -217,10 +234,16 @@ class _Rewriting:
         (call,) = self.graph.calls_by_path[path]
         conv = self.made_by.get(call.inputs[0])
         if conv is None:
-            makers = self.graph.producers.get(call.inputs[0])
-            what = type(self.modules[makers[0].path]).__name__ if makers else "operators"
-            return f"it gates what {what} made, not a convolution"
+            return self._against_source(call.inputs[0])
         return self._used_elsewhere(conv, call, path)
+
+    def _against_source(self, node: int) -> str:
+        """Why what makes ``node`` cannot take in what comes after it."""
+        makers = self.graph.producers.get(node)
+        if not makers or not makers[0].path:
+            return "it follows no module, but operators"
+        path = makers[0].path
+        return f"it follows {path}: {obstacle(self.modules[path])}"
 
     def _against_hoisting(self, path: str, se: SqueezeExcite) -> str:
         conv = self.modules[path]
@@ -229,8 +252,6 @@ class _Rewriting:
         layers = {type(se.fc1), type(se.fc2)}
         if layers - {nn.Linear, nn.Identity} or is_hooked(se.fc1) or is_hooked(se.fc2):
             return "a layer of the block does more than multiply"
-        if id(conv) in self.kept:
-            return f"{path} may be called by another reference"
         if self.graph.is_read_outside(path):
             return f"weights of {path} are read outside of it"
         if not is_convolution(conv):
@@ -247,8 +268,6 @@ class _Rewriting:
             return "it never runs" if not calls else f"it runs {len(calls)} times"
         if len(calls[0].inputs) != 1 or len(calls[0].outputs) != 1:
             return "it takes or returns more than a tensor"
-        if id(module) in self.kept:
-            return "it may be called by another reference"
         if self.graph.is_read_outside(path):
             return "weights of it are read outside of it"
         return "a hook is on it" if is_hooked(module) else ""
@@ -257,6 +276,8 @@ class _Rewriting:
         if len(self.graph.calls_by_path[conv]) != 1:
             return f"{conv} runs {len(self.graph.calls_by_path[conv])} times"
         (node,) = call.inputs
+        if self.graph.nodes[node].channel_dim != 1:
+            return f"the channels of {conv} are not where it looks for them"
         users = [self.graph.nodes[n].module for n in self.graph.consumers[node]]
         outside = [user for user in users if f"{user}.".removeprefix(f"{path}.") == f"{user}."]
         returned = any(node in whole.outputs for whole in self.graph.calls_by_path[""])
@@ -269,23 +290,15 @@ class _Rewriting:
 
     def _put(self, path: str, new: nn.Module) -> None:
         """``new`` in the place of a block, and of its wrapper too where little is left of that."""
-        self._replace(path, new)
+        become(self.modules[path], new)
         above = path.removesuffix(".se")
         wrapper = self.modules.get(above)
         if not isinstance(wrapper, Recalibrated) or is_hooked(wrapper):
             return
         if isinstance(new, nn.Identity):
-            self._replace(above, wrapper.norm)
+            become(wrapper, wrapper.norm)
         elif isinstance(wrapper.norm, nn.Identity):
-            self._replace(above, new)
-
-    def _replace(self, path: str, new: nn.Module) -> None:
-        old = self.modules[path]
-        for parent in list(self.model.modules()):
-            for name, child in parent._modules.items():
-                if child is old:
-                    setattr(parent, name, new)
-        self.modules[path] = new
+            become(wrapper, new)
 
     def _note(self, path: str, what: str, why: str) -> None:
         self.rewrites.append(Rewrite(path, what, why))

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["affine_of", "after_norm", "fold", "is_convolution", "is_folding"]
+__all__ = ["affine_of", "after_norm", "fold", "is_convolution", "obstacle"]
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _PADS_BY_ITSELF = "timm.layers.conv2d_same.Conv2dSame"
@@ -23,18 +23,22 @@ def is_convolution(module: nn.Module) -> bool:
     )
 
 
-def is_folding(module: nn.Module) -> bool:
-    """Whether the module's output is known to be linear in ``weight`` (C, …) and ``bias`` (C,).
+def obstacle(module: nn.Module) -> str:
+    """Why the module's output is not known to be linear in ``weight`` (C, …) and ``bias`` (C,).
 
     A subclass may standardise its weight, a parametrization compute it, a hook see the output.
+    Nothing where it is linear: a convolution, or a layer that takes in an affine map as one does.
     """
     kind = type(module)
     linear = isinstance(module, nn.Linear) and kind.forward is nn.Linear.forward
     padded = f"{kind.__module__}.{kind.__qualname__}" == _PADS_BY_ITSELF
-    changed = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
-    if changed or module._parameters.get("weight") is None or "bias" not in module._parameters:
-        return False
-    return linear or padded or is_convolution(module)
+    if not (linear or padded or is_convolution(module)):
+        return f"a {kind.__name__} is not known to be a convolution"
+    if module._parameters.get("weight") is None or "bias" not in module._parameters:
+        return f"the {kind.__name__}'s weight or bias is computed anew each time"
+    if module._forward_hooks or module._forward_pre_hooks:
+        return f"a hook is on the {kind.__name__}"
+    return f"the {kind.__name__}'s forward was replaced" if "forward" in vars(module) else ""
 
 
 def affine_of(norm: Any) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,15 @@ from torch.utils._pytree import tree_leaves
 
 from .errors import UserError
 
-__all__ = ["check_module", "check_network", "copied", "exchange", "preserved_generators", "to_meta"]
+__all__ = [
+    "become",
+    "check_module",
+    "check_network",
+    "copied",
+    "exchange",
+    "preserved_generators",
+    "to_meta",
+]
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -102,6 +110,14 @@ def exchange(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
     assert places, type(old).__name__
     for parent, name in places:
         setattr(parent, name, new)
+
+
+def become(module: nn.Module, new: nn.Module) -> None:
+    """Make ``module`` what ``new`` is, for whoever holds it: a list, a partial, a bound method."""
+    state = dict(vars(new))
+    module.__class__ = type(new)
+    vars(module).clear()
+    vars(module).update(state)
 
 
 def to_meta(value: Tensor) -> Tensor:

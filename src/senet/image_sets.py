@@ -1,4 +1,4 @@
-"""Images with labels, in memory or in files, and the batches made of them.
+"""Images with labels, in memory or in files, by index.
 
 An image's augmentation is a function of (seed, epoch, index): see ``senet.sampling``.
 """
@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
@@ -24,8 +24,8 @@ from .distortion import Distortion
 from .errors import UserError
 from .holding import HeldPixels, check_memory
 from .images import decode_image, frame, image_extent, normalizer, read_image, rgb_pixels
-from .sampling import EpochSampler, drawing_by, mix
-from .watching import Watch, note_reading
+from .sampling import drawing_by, mix
+from .watching import note_reading
 
 if TYPE_CHECKING:
     from .sharded import ShardPart
@@ -36,7 +36,6 @@ __all__ = [
     "CatalogueImages",
     "FileImages",
     "Framing",
-    "ImageLoader",
     "ImageSet",
     "ShardImages",
     "crop_and_flip",
@@ -367,94 +366,3 @@ def hold_decoded(sets: Sequence[ImageSet], *, shared: bool, progress: bool = Fal
     check_memory(len(every), needed, shared=shared)
     for images, each in zip(drawn, extents, strict=True):
         images.held = HeldPixels(each, shared=shared)
-
-
-class _Batches(Dataset[Batch]):
-    """A set as the loader asks for it: whole batches, and errors as values.
-
-    A worker's exception would arrive with the worker's traceback for a message; a value arrives
-    as it was, and ``ImageLoader`` raises it.
-    """
-
-    def __init__(self, images: ImageSet) -> None:
-        self.images = images
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, key: tuple[int, int]) -> Batch:
-        return self.images.batch([key])
-
-    def __getitems__(self, keys: list[tuple[int, int]]) -> Batch | UserError:
-        try:
-            return self.images.batch(keys)
-        except UserError as error:
-            return error
-        finally:
-            note_reading(-1)
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
-
-
-class ImageLoader(DataLoader[Batch]):
-    """Batches of an ``ImageSet`` in the order of an ``EpochSampler``.
-
-    Args:
-        images: The set.
-        sampler: The order; ``loader.sampler.set_epoch(epoch)`` chooses the epoch.
-        batch_size: Images a batch.
-        workers: Processes that prepare batches; 0 prepares them in this one.
-        drop_last: Leave an incomplete last batch out.
-        timeout: Seconds that a batch may take to come from the workers; 0 is any number.
-    """
-
-    def __init__(
-        self,
-        images: ImageSet,
-        sampler: EpochSampler,
-        *,
-        batch_size: int,
-        workers: int = 0,
-        drop_last: bool = False,
-        timeout: float = 0.0,
-    ) -> None:
-        self._watch = Watch(images, workers) if workers else None
-        super().__init__(
-            _Batches(images),
-            batch_size=batch_size,
-            sampler=sampler,
-            num_workers=workers,
-            collate_fn=_as_it_is,
-            drop_last=drop_last,
-            timeout=timeout,
-            worker_init_fn=self._watch.begin if self._watch is not None else None,
-            persistent_workers=workers > 0,
-            # One of its own: a draw from the global generator would shift the model's.
-            generator=torch.Generator(),
-        )
-
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        fault: UserError | None = None
-        batches: Any = None
-        try:
-            batches = super().__iter__()  # which waits for the workers of the epoch before
-            if self._watch is not None:
-                self._watch.processes = batches._workers
-            for batch in batches:
-                if isinstance(batch, UserError):
-                    fault = UserError(*batch.args)
-                    break
-                yield batch
-        except RuntimeError as error:
-            if self._watch is None or (fault := self._watch.told(error, self.timeout)) is None:
-                raise
-        if fault is not None:
-            # Let go of the workers now, and raise an error that does not hold their iterator:
-            # collected as part of a cycle, they would take PyTorch ten seconds to end.
-            del batches
-            self._iterator = None
-            if self._watch is not None:
-                self._watch.end()
-            raise fault

@@ -176,12 +176,16 @@ def recalibrate(
 def se_parameters(model: nn.Module) -> list[dict[str, Any]]:
     """Two parameter groups for an optimiser, the network's own and the SE blocks'.
 
+    Raises:
+        UserError: the model is deployed, its blocks are part of its convolutions.
+
     >>> import torch, torchvision
     >>> network, blocks = se_parameters(attach(torchvision.models.resnet18()))
     >>> optimizer = torch.optim.SGD([network, blocks | {"lr": 0.5}], lr=0.05)
     >>> [group["lr"] for group in optimizer.param_groups]
     [0.05, 0.5]
     """
+    refuse_deployed(model)
     blocks = [m for m in model.modules() if isinstance(m, SqueezeExcite)]
     ours = {id(p): p for block in blocks for p in block.parameters()}
     rest = [p for p in model.parameters() if id(p) not in ours]

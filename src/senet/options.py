@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,14 +12,14 @@ from typing import Any, Literal
 import yaml  # type: ignore[import-untyped,unused-ignore]
 from jsonargparse import ArgumentParser
 
-from .errors import UserError, nearest
+from .errors import UserError
+from .parse_errors import in_one_line
 from .sites import MOST_HIDDEN
 
 __all__ = [
     "TrainOptions",
     "changed_option",
     "deciding",
-    "in_one_line",
     "in_yaml",
     "options_yaml",
     "read_options",
@@ -402,49 +401,3 @@ def read_options(path: Path, *, whole: bool = False) -> TrainOptions:
     except argparse.ArgumentError as error:
         known = [field.name for field in fields(TrainOptions)]
         raise UserError(f"{path}: {in_one_line(error, known)}") from None
-
-
-def in_one_line(error: Exception, known: Iterable[str]) -> str:
-    """What jsonargparse found wrong, in one line of plain words, with the nearest known option."""
-    text = " ".join(str(error).split())
-    unknown = re.search(
-        r"[Uu]nrecognized arguments: (\S+)|Option '([^']+)' is not accepted|Key '([^']+)'", text
-    )
-    if unknown:
-        name = next(group for group in unknown.groups() if group).split("=")[0]
-        dashes = "--" if name.startswith("--") else ""
-        names = [dashes + option.removeprefix("--") for option in known]
-        return f"unknown option {name}; {nearest(name, names, count=1)}".replace("'", "")
-    if missing := re.search(r"arguments are required: (.*)$", text):
-        given = {option.removeprefix("--") for option in known if option.startswith("--")}
-        names = missing[1].split(", ")
-        return f"missing: {', '.join(f'--{n}' if n in given else n.upper() for n in names)}"
-    key = re.search(r'Parser key "([^"]+)": (.*)$', text)
-    if key is None:
-        return text
-    wanted = re.search(r"Subtypes: \[(.+?)\] Errors: .* Given value: (.*)$", key[2]) or re.search(
-        r"Expected an? (.+?)\. Got value: (.*)$", key[2]
-    )
-    if wanted is None:
-        return f"option {key[1]}: {key[2]}"
-    return f"option {key[1]} is {wanted[2]}, but must be {_in_words(wanted[1])}"
-
-
-_WORDS = {
-    "int": "a whole number",
-    "float": "a number",
-    "bool": "true or false",
-    "str": "a text",
-    "NoneType": "null",
-    "tuple": "a list, such as [30, 60]",
-    "dict": "a mapping, such as {4: 8, 5: 4}",
-}
-
-
-def _in_words(type_text: str) -> str:
-    """``<class 'int'>, NoneType`` → a whole number or null; ``Literal['a', 'b']`` → a or b."""
-    text = re.sub(r"<class '([\w.]+)'>", r"\1", type_text).replace("typing.", "")
-    text = text.replace("dict[str, float]", "dict")
-    parts = re.sub(r"Literal\[(.+?)\]", r"\1", text).replace("'", "").split(", ")
-    *most, last = (_WORDS.get(part, part) for part in parts)
-    return f"{', '.join(most)} or {last}" if most else last

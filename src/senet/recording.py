@@ -185,8 +185,11 @@ class Recorder(TorchFunctionMode):
                 sources = [self.nodes[p] for p in sources[0].parents]
             known = [source for source in sources if source.channel_dim is not None]
             like = next((p for p in known if len(p.shape) == tensor.dim()), sources[0])
-            dim = _channel_dim(op, kind, args, like, tuple(tensor.shape))
             kernel, groups = _convolution(args, kwargs) if kind == "conv" else ((), 1)
+            if kernel and tensor.dim() != len(kernel) + 2:
+                dim = None  # of one sample without a batch, whose channels come first
+            else:
+                dim = _channel_dim(op, kind, args, like, tuple(tensor.shape))
             node = self._add(tensor, op, kind, parents, dim, kernel, groups)
             if kind == "stack":
                 self.stacked[node] = _argument("dim", 1, args, kwargs, 0) % tensor.dim()

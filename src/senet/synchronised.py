@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .fusing import norm_operands
-from .kernels import sync_norm
+from .kernels import batch_norm, sync_norm
 
 __all__ = ["SynchronisedBatchNorm", "synchronise"]
 
@@ -44,19 +43,7 @@ class SynchronisedBatchNorm(_BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, …) normalised, of the same shape; batches may differ in N between processes."""
         norm = norm_operands(self, input)
-        if norm.group is None:
-            y = F.batch_norm(
-                input,
-                norm.running_mean,
-                norm.running_var,
-                norm.weight,
-                norm.bias,
-                norm.batch_statistics,
-                norm.momentum,
-                norm.eps,
-            )
-        else:
-            y = sync_norm(input, norm)
+        y = batch_norm(input, norm) if norm.group is None else sync_norm(input, norm)
         for name in ("drop", "act"):
             if (child := self._modules.get(name)) is not None:
                 y = child(y)

@@ -159,8 +159,9 @@ def _train_one(
     if finished:
         return _finished(out, options, record, say)
 
+    from .classifier import seed_everything
     from .devices import check_shares
-    from .fitting import fit, make_trainer, seed_everything
+    from .fitting import fit, make_trainer
 
     seed_everything(options.seed)
     model = build(options, num_classes=len(data.classes))

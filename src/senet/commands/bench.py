@@ -88,6 +88,8 @@ def main(argv: Sequence[str]) -> int:
         torch.set_num_threads(given.threads)
     if given.dtype not in ("float32", "bfloat16", "float16"):
         raise UserError(f"dtype is {given.dtype!r}, but must be float32, bfloat16 or float16")
+    if given.csv is not None and not given.csv.parent.is_dir():
+        raise UserError(f"csv is {str(given.csv)!r}, but {str(given.csv.parent)!r} is no folder")
     rows = contenders(given.name)
     device = str(pick_device(given.device))
     size = given.image_size
@@ -122,8 +124,10 @@ def _settings(given: Namespace, size: int, device: str) -> Iterator[Setting]:
         batches = [int(n) for n in given.infer_batch.split(",")]
     except ValueError:
         raise UserError(f"infer_batch is {given.infer_batch!r}, but must be like 1,8") from None
-    if min(*batches, given.batch, size) < 1:
-        raise UserError("batches and image_size must be at least 1")
+    least = {"infer_batch": min(batches), "batch": given.batch, "image_size": size}
+    for name, value in least.items():
+        if value < 1:
+            raise UserError(f"{name} is {value}, but must be at least 1")
     for column in columns:
         training = column in ("bytes", "train", "train-compiled")
         for batch in [given.batch] if training else batches:

@@ -16,7 +16,8 @@ from .. import runs
 from ..data import DataOptions, ImageData, load_data
 from ..errors import UserError
 from ..evaluation import Evaluation, evaluate
-from ..image_sets import Framing, ImageLoader
+from ..image_sets import Framing
+from ..loading import ImageLoader
 from ..options import TrainOptions, read_options
 from ..sampling import EpochSampler
 from ..training import CONFIG

@@ -16,7 +16,7 @@ from .. import runs
 from ..catalogue import IMAGENET_MEAN, IMAGENET_STD
 from ..data import DataOptions, load_data
 from ..errors import UserError
-from ..exchange import FORMATS, Shipment, ship
+from ..exchange import FORMATS, OPSETS, Shipment, ship
 from ..image_sets import Framing
 from ..models import build_plain, create_model, native_input_size, plain_name
 from ..options import TrainOptions, read_options
@@ -64,7 +64,12 @@ def parser() -> ArgumentParser:
         default=None,
         help="height and width in pixels, fixed in the file; null is the run's or the network's",
     )
-    made.add_argument("--opset", type=int, default=20, help="version of ONNX's operators")
+    made.add_argument(
+        "--opset",
+        type=int,
+        default=20,
+        help=f"version of ONNX's operators, {OPSETS[0]} to {OPSETS[-1]}",
+    )
     made.add_argument(
         "--tolerance",
         type=float,
@@ -178,7 +183,10 @@ def _tell(shipment: Shipment, given: Namespace, whence: str, plain: str) -> int:
         beside = (
             ""
             if timing.ratio is None
-            else (f", {plain} {timing.plain_ms:.2f} ms, ratio {timing.ratio:.3f}")
+            else (
+                f", {plain} {timing.plain_ms:.2f} ms; median of the turns' ratios "
+                f"{timing.ratio:.3f}"
+            )
         )
         threads = torch.get_num_threads()
         print(f"batch of {given.batch}, {threads} threads: {timing.ms:.2f} ms{beside}")

@@ -13,7 +13,7 @@ from docstring_parser import parse as parse_docstring
 from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 
 from ..errors import UserError
-from ..options import in_one_line
+from ..parse_errors import in_one_line
 
 __all__ = ["add_dataclass_options", "command_parser", "parse", "pick_device"]
 

@@ -10,13 +10,16 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 
-__all__ = ["KEY", "OPSET", "Job", "Runner", "exported_program"]
+__all__ = ["KEY", "OPSET", "OPSETS", "Job", "Runner", "exported_program"]
 
 KEY = "senet"
 """The name under which the model card stands in a file."""
 
 OPSET = 20
 """The version of ONNX's operators that is written unless told otherwise."""
+
+OPSETS = range(18, 26)
+"""Versions of ONNX's operators: torch writes no older ones, ONNX Runtime takes no newer ones."""
 
 Runner = Callable[[Tensor], Tensor]
 """Images float32 (N, 3, H, W) on the CPU → logits (N, classes)."""

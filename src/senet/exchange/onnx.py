@@ -11,16 +11,13 @@ from torch import Tensor
 
 from ..errors import UserError
 from .forms import in_blocks
-from .job import KEY, Job, Runner, exported_program
+from .job import KEY, OPSETS, Job, Runner, exported_program
 
-__all__ = ["OPSETS", "read", "session", "write"]
-
-OPSETS = range(18, 26)
-"""Versions of ONNX's operators: torch writes no older ones, ONNX Runtime takes no newer ones."""
+__all__ = ["read", "session", "write"]
 
 
 def write(job: Job, path: Path) -> None:
-    """Write ``path``, one file; the batch is open, images and logits are named so.
+    """Write ``path``, one file; images (batch, 3, H, W) and logits (batch, classes) named so.
 
     Raises:
         UserError: the network cannot be exported, or not with this opset.
@@ -46,7 +43,18 @@ def write(job: Job, path: Path) -> None:
     for node in made.model.graph.all_nodes():
         node.metadata_props.clear()
     made.model.metadata_props[KEY] = job.document
-    onnx.save(made.model_proto, path)
+    proto = made.model_proto
+    _name_batch(proto.graph)
+    onnx.save(proto, path)
+
+
+def _name_batch(graph: Any) -> None:
+    """The open dimension under its name, where torch invents one."""
+    invented = graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param:
+                dim.dim_param = dim.dim_param.replace(invented, "batch")
 
 
 def session(path: Path, *, threads: int | None = None, optimised: Path | None = None) -> Any:

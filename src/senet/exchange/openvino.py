@@ -14,7 +14,7 @@ __all__ = ["read", "write"]
 
 
 def write(job: Job, path: Path) -> None:
-    """Write ``path`` and its .bin, in float32; the batch is open.
+    """Write ``path`` and its .bin, in float32; the batch is open, images and logits named so.
 
     Raises:
         UserError: the network cannot be exported.
@@ -24,6 +24,8 @@ def write(job: Job, path: Path) -> None:
     # Matrix products and broadcast gates fuse here: the deployed form stays as it is.
     model = openvino.convert_model(exported_program(job))
     model.reshape([-1, *job.example.shape[1:]])
+    for port, name in ((model.input(0), "images"), (model.output(0), "logits")):
+        port.get_tensor().set_names({name})
     model.set_rt_info(job.document, [KEY])
     openvino.save_model(model, path, compress_to_fp16=False)
 

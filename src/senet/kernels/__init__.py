@@ -11,7 +11,17 @@ from existing operators; ``traced`` the algebra for a compiler to differentiate 
 """
 
 from .operands import Excitation, Norm
+from .reference import batch_norm
 from .selection import IMPLEMENTATIONS, Choice, norm_excite, select
 from .sync_norm import sync_norm
 
-__all__ = ["IMPLEMENTATIONS", "Choice", "Excitation", "Norm", "norm_excite", "select", "sync_norm"]
+__all__ = [
+    "IMPLEMENTATIONS",
+    "Choice",
+    "Excitation",
+    "Norm",
+    "batch_norm",
+    "norm_excite",
+    "select",
+    "sync_norm",
+]

@@ -3,7 +3,8 @@
 Forward: moments of each sample (one pass over x), the gate from them, one affine pass.
 Backward: two sums for each sample and channel (one pass over g and x), the gate's small
 backward, one pass for ∂L/∂x. Kept for it: x and vectors of at most (N, C). The derivation, line
-by line, is in ``docs/algebra.md``.
+by line, is in ``docs/algebra.md``. Where a channel's mean is far beyond its deviation, and a
+sum in float32 would cancel its digits, all of it is done in float64.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from .operands import Excitation, Norm
 from .statistics import batch_moments, sum_over, update_running
 
 __all__ = ["norm_excite", "passes_for"]
+
+FAR = 128.0
+"""Deviations between a mean and zero from which on float32 is not enough: 2⁷ of 2²⁴."""
 
 
 def norm_excite(x: Tensor, norm: Norm, excitation: Excitation) -> Tensor:
@@ -63,6 +67,9 @@ class _NormExcite(torch.autograd.Function):
         count = x.numel() // x.shape[1]
         with torch.autocast(x.device.type, enabled=False):
             m, v = passes.moments(x, statistics_dtype(x.dtype))
+            if passes is rows and _is_far(m, v, norm.eps):
+                passes = broadcast
+                m, v = passes.moments(x, torch.float64)
             if norm.batch_statistics:
                 mean, var, count = batch_moments(m, v, count, norm.group)
                 update_running(norm, mean, var, count)
@@ -91,7 +98,7 @@ class _NormExcite(torch.autograd.Function):
             )
         x, weight, bias, w1, b1, w2, b2, mean, r, deviation, p, q = ctx.saved_tensors
         needs = ctx.needs_input_grad
-        passes = passes_for(x)
+        passes = broadcast if mean.dtype != statistics_dtype(x.dtype) else passes_for(x)
         g = _laid_out_like(gradients[0], x)
         with torch.autocast(x.device.type, enabled=False):
             gamma, beta = _or_ones(weight, r), _or_zeros(bias, r)
@@ -117,6 +124,11 @@ class _NormExcite(torch.autograd.Function):
         d_weight = d_gamma.to(weight.dtype) if needs[1] else None
         d_bias = d_beta.to(bias.dtype) if needs[2] else None
         return d_x, d_weight, d_bias, *of_block, None, None
+
+
+def _is_far(m: Tensor, v: Tensor, eps: float) -> bool:
+    """Whether |m| > 128·√(v + ε) anywhere. (On a GPU this would wait for it.)"""
+    return bool((m.square() > FAR**2 * (v + eps)).any())
 
 
 def _or_ones(weight: Tensor | None, like: Tensor) -> Tensor:

@@ -8,12 +8,12 @@ from torch import Tensor
 from .. import functional
 from .operands import Excitation, Norm
 
-__all__ = ["norm_excite"]
+__all__ = ["batch_norm", "norm_excite"]
 
 
-def norm_excite(x: Tensor, norm: Norm, excitation: Excitation) -> Tensor:
-    """SE(BN(x)) as the two are defined, one after the other. x: (N, C, S₁, …, S_d)."""
-    u = F.batch_norm(
+def batch_norm(x: Tensor, norm: Norm) -> Tensor:
+    """BN(x), in one process. x: (N, C, …)."""
+    return F.batch_norm(
         x,
         norm.running_mean,
         norm.running_var,
@@ -23,6 +23,11 @@ def norm_excite(x: Tensor, norm: Norm, excitation: Excitation) -> Tensor:
         norm.momentum,
         norm.eps,
     )
+
+
+def norm_excite(x: Tensor, norm: Norm, excitation: Excitation) -> Tensor:
+    """SE(BN(x)) as the two are defined, one after the other. x: (N, C, S₁, …, S_d)."""
+    u = batch_norm(x, norm)
     w1, b1, w2, b2, gate, activation, gate_scale, squeeze = excitation
     return functional.squeeze_excite(
         u,

@@ -32,7 +32,8 @@ def batch_moments(
         mu, sigma2 = mean.new_zeros(mean.shape[1]), var.new_zeros(var.shape[1])
     if group is None:
         return mu, sigma2, size
-    local = torch.cat([mu, sigma2, mu.new_tensor([float(size)])])
+    # In float64, for each process chooses by itself what it computes in.
+    local = torch.cat([mu, sigma2, mu.new_tensor([float(size)])]).double()
     gathered = [torch.empty_like(local) for _ in range(dist.get_world_size(group))]
     dist.all_gather(gathered, local, group=group)
     ranks = torch.stack(gathered)
@@ -41,16 +42,16 @@ def batch_moments(
     share = counts / total
     mu = (share * mus).sum(0)
     sigma2 = (share * (sigmas + (mus - mu).square())).sum(0)
-    return mu, sigma2, int(total)
+    return mu.to(mean.dtype), sigma2.to(mean.dtype), int(total)
 
 
 def sum_over(group: dist.ProcessGroup | None, *vectors: Tensor) -> tuple[Tensor, ...]:
     """Each (C,) vector summed over the processes of ``group``; themselves without one."""
     if group is None:
         return vectors
-    together = torch.stack(vectors)
+    together = torch.stack(vectors).double()
     dist.all_reduce(together, group=group)
-    return tuple(together)
+    return tuple(together.to(vectors[0].dtype))
 
 
 def update_running(norm: Norm, mean: Tensor, var: Tensor, count: int) -> None:

@@ -6,6 +6,8 @@ vectors, the statistics join the pass before, and the affine map the pass after.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -21,24 +23,35 @@ def norm_excite(x: Tensor, norm: Norm, excitation: Excitation) -> Tensor:
     """SE(BN(x)) for x (N, C, S₁, …, S_d); a fresh tensor of x's dtype."""
     dtype = statistics_dtype(x.dtype)
     positions = tuple(range(2, x.dim()))
+    spread = (1,) * len(positions)
     with torch.autocast(x.device.type, enabled=False):
-        wide = x.to(dtype)
+        # All is seen from some value of each channel, so that a large mean cancels no digits.
+        origin = _some_value(x).to(dtype)
+        wide = x.to(dtype) - origin.view(1, -1, *spread)
         if norm.batch_statistics:
             v, m = torch.var_mean(wide, positions, correction=0)
             mean = m.mean(0)
             var = v.mean(0) + (m - mean).square().mean(0)
-            update_running(norm, mean.detach(), var.detach(), x.numel() // x.shape[1])
+            count = x.numel() // x.shape[1]
+            update_running(norm, (mean + origin).detach(), var.detach(), count)
         else:
             m = wide.mean(positions)
             mean, var = norm.fixed_statistics(dtype)
+            mean = mean - origin
         a = torch.rsqrt(var + norm.eps)
         a = a if norm.weight is None else a * norm.weight.to(dtype)
         z = a * (m - mean)
         z = z if norm.bias is None else z + norm.bias.to(dtype)
         s = gate.gate(excitation, gate.forward(excitation, z)[1])
-        spread = (1,) * len(positions)
-        # Centred first: with a large mean the affine form s·a·x − s·a·μ would cancel digits.
         y = (wide - mean.view(1, -1, *spread)) * (s * a).view(*s.shape, *spread)
         if norm.bias is not None:
             y = y + (s * norm.bias.to(dtype)).view(*s.shape, *spread)
         return y.to(x.dtype)
+
+
+def _some_value(x: Tensor) -> Tensor:
+    """One of each channel's values, (C,), a constant to autograd; zeros where there are none."""
+    if not x.numel():
+        return x.new_zeros(x.shape[1])
+    first: tuple[Any, ...] = (0, slice(None), *(0,) * (x.dim() - 2))
+    return x.detach()[first]
