@@ -109,3 +109,26 @@ def test_passes_over_the_feature_map(
     counted = (forward.read, forward.written, backward.read, backward.written)
     assert tuple(map(round, counted)) == table()[row]
     assert all(math.isclose(value, round(value)) for value in counted)
+
+
+def test_compiled_it_keeps_x_and_vectors() -> None:
+    """What the compiler's partitioner saves for backward, with its own choice what to recompute."""
+    torch.manual_seed(0)
+    x = torch.randn(4, 16, 9, 9, requires_grad=True)
+    weight, bias = (torch.randn(16, requires_grad=True) for _ in range(2))
+    norm = Norm(weight, bias, torch.zeros(16), torch.ones(16))
+    block = Excitation(torch.randn(2, 16, requires_grad=True), None, torch.randn(16, 2), None)
+
+    def tail(x: Tensor) -> Tensor:
+        return norm_excite(x, norm, block, "traced")
+
+    compiled = torch.compile(tail, backend="aot_eager_decomp_partition")
+    saved: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: (saved.append(tensor), tensor)[1], lambda tensor: tensor
+    ):
+        compiled(x)
+    torch._dynamo.reset()
+    maps = [tensor for tensor in saved if tensor.numel() >= x.numel()]
+    assert len(maps) == 1
+    assert maps[0].untyped_storage().data_ptr() == x.untyped_storage().data_ptr()

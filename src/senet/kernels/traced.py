@@ -43,10 +43,13 @@ def norm_excite(x: Tensor, norm: Norm, excitation: Excitation) -> Tensor:
         z = a * (m - mean)
         z = z if norm.bias is None else z + norm.bias.to(dtype)
         s = gate.gate(excitation, gate.forward(excitation, z)[1])
-        y = (wide - mean.view(1, -1, *spread)) * (s * a).view(*s.shape, *spread)
-        if norm.bias is not None:
-            y = y + (s * norm.bias.to(dtype)).view(*s.shape, *spread)
-        return y.to(x.dtype)
+        # Centred by a constant that is nearly μ, and what that leaves out: from x itself, so that
+        # the compiler keeps nothing but x for the backward.
+        centre = (origin + mean).detach()
+        shift = s * a * ((centre - origin) - mean)
+        shift = shift if norm.bias is None else shift + s * norm.bias.to(dtype)
+        y = (x.to(dtype) - centre.view(1, -1, *spread)) * (s * a).view(*s.shape, *spread)
+        return (y + shift.view(*s.shape, *spread)).to(x.dtype)
 
 
 def _some_value(x: Tensor) -> Tensor:
