@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from senet.data import DataOptions, load_data, train_loader
 from senet.errors import UserError
 from senet.holding import HeldPixels, check_memory, free_memory
 from senet.image_sets import ImageSet
+from senet.options import TrainOptions
+from senet.training import data_options_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .*multi-threaded:DeprecationWarning")
 
@@ -94,6 +97,15 @@ def test_more_than_the_machine_has() -> None:
     assert 10**8 < free_memory() < 10**15
     with pytest.raises(UserError, match=r"cache would hold 3 images in 1000000\.0 GB"):
         check_memory(3, 10**15, shared=False)
+
+
+def test_each_process_holds_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_image_folder(tmp_path / "set", per_class=8, size=(100, 100))
+    monkeypatch.setattr(holding, "free_memory", lambda: 3 * 3 * 100 * 100 * 24)
+    options = TrainOptions(data=str(folder), cache=True, accelerator="cpu", devices=2)
+    load_data(data_options_of(options))
+    with pytest.raises(UserError, match=r"in 0\.7 MB in each of 3 processes, but only 2\.2 MB"):
+        load_data(data_options_of(replace(options, devices=3)))
 
 
 def test_a_small_shared_folder_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

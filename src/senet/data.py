@@ -62,6 +62,7 @@ class DataOptions:
         workers: Processes that prepare batches; 0 prepares them in the training process.
         load_timeout: Seconds that a batch may take to come from the workers; None is any number.
         cache: Hold decoded images in memory once they were read.
+        processes: Training processes on this machine, for the memory that a cache takes.
         image_size: Height and width in pixels; by default the data set's, 224 for a folder.
         augment: Random crops and, unless mirrored images mean something else, flips.
         rand_augment: Magnitude of RandAugment, 0 to 30; None leaves it out.
@@ -79,6 +80,7 @@ class DataOptions:
     workers: int = 0
     load_timeout: float | None = None
     cache: bool = False
+    processes: int = 1
     image_size: int | None = None
     augment: bool = True
     rand_augment: int | None = None
@@ -226,7 +228,12 @@ def load_data(options: DataOptions, *, pipes: bool = False, progress: bool = Fal
     """
     data = _found(options, pipes=pipes, progress=progress)
     if options.cache:
-        hold_decoded((data.train, data.val), shared=options.workers > 0, progress=progress)
+        hold_decoded(
+            (data.train, data.val),
+            shared=options.workers > 0,
+            processes=options.processes,
+            progress=progress,
+        )
     return data
 
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from .errors import UserError
 from .options import TrainOptions
+from .ranks import processes_here
 from .sharding import Sharded
 from .synchronised import synchronise
 
@@ -38,11 +39,12 @@ __all__ = [
 
 def make_strategy(options: TrainOptions) -> DDPStrategy | Sharded | str:
     """The strategy of the options, with their patience; "auto" where one device is enough."""
-    if options.strategy == "auto" and options.nodes == 1 and not _several(options):
+    here = processes_here(options.devices, options.accelerator)
+    if options.strategy == "auto" and options.nodes == 1 and here == 1:
         return "auto"
     patience = timedelta(seconds=options.peer_timeout)
     if options.strategy == "fsdp":
-        return _sharded(options, patience)
+        return _sharded(options, here, patience)
     on_cpu = options.accelerator == "cpu" or not torch.accelerator.is_available()
     return (InRankOrder if on_cpu else DDPStrategy)(
         timeout=patience,
@@ -50,7 +52,7 @@ def make_strategy(options: TrainOptions) -> DDPStrategy | Sharded | str:
     )
 
 
-def _sharded(options: TrainOptions, patience: timedelta) -> Sharded:
+def _sharded(options: TrainOptions, here: int, patience: timedelta) -> Sharded:
     if options.clip_norm is not None:
         raise UserError(
             "strategy fsdp cannot clip the norm of gradients that are in parts; use ddp"
@@ -65,15 +67,9 @@ def _sharded(options: TrainOptions, patience: timedelta) -> Sharded:
             raise UserError(
                 f"strategy fsdp keeps the weights in parts, which {name} needs whole; use ddp"
             )
-    if options.nodes == 1 and not _several(options):
+    if options.nodes == 1 and here == 1:
         raise UserError("strategy fsdp shares weights out over several devices; give --devices")
     return Sharded(timeout=patience)
-
-
-def _several(options: TrainOptions) -> bool:
-    if options.devices != "auto":
-        return options.devices > 1
-    return options.accelerator != "cpu" and torch.accelerator.device_count() > 1
 
 
 def check_launcher(trainer: Trainer) -> None:

@@ -58,13 +58,14 @@ class HeldPixels:
         self._shapes[index] = torch.tensor(pixels.shape[1:], dtype=torch.int32)
 
 
-def check_memory(images: int, needed: int, *, shared: bool) -> None:
+def check_memory(images: int, needed: int, *, shared: bool, processes: int = 1) -> None:
     """Refuse to hold what would not fit.
 
     Args:
         images: How many they are, for the message.
         needed: Their bytes, decoded.
-        shared: Whether processes are to share them.
+        shared: Whether a training process and its workers are to share them.
+        processes: Training processes on this machine, of which each holds its own.
 
     Raises:
         UserError: it is more than four fifths of the memory that is free.
@@ -72,10 +73,11 @@ def check_memory(images: int, needed: int, *, shared: bool) -> None:
     free, where = free_memory(), "memory"
     if shared and (folder := _free_shared()) is not None and folder < free:
         free, where = folder, f"{_SHARED_FOLDER}, through which workers share it,"
-    if needed > _SHARE * free:
+    if needed * processes > _SHARE * free:
+        each = f" in each of {processes} processes" if processes > 1 else ""
         raise UserError(
-            f"cache would hold {images:,} images in {_gb(needed)}, but only {_gb(free)} of {where} "
-            "is free; leave --cache out, or make the images smaller"
+            f"cache would hold {images:,} images in {_gb(needed)}{each}, but only {_gb(free)} of "
+            f"{where} is free; leave --cache out, or make the images smaller"
         )
 
 

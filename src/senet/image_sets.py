@@ -333,12 +333,15 @@ class CatalogueImages(_DrawnOneByOne):
             raise UserError(f"cannot read image {index} of {self._name}: {reason}") from error
 
 
-def hold_decoded(sets: Sequence[ImageSet], *, shared: bool, progress: bool = False) -> None:
+def hold_decoded(
+    sets: Sequence[ImageSet], *, shared: bool, processes: int = 1, progress: bool = False
+) -> None:
     """Have sets of files keep their decoded images in memory once they were read.
 
     Args:
         sets: Those that are in memory already stay as they are.
         shared: Whether worker processes read them.
+        processes: Training processes on this machine, of which each holds its own.
         progress: Show a bar on standard error while the images are measured.
 
     Raises:
@@ -363,6 +366,6 @@ def hold_decoded(sets: Sequence[ImageSet], *, shared: bool, progress: bool = Fal
     ]
     every = [extent for each in extents for extent in each]
     needed = sum(3 * height * width for height, width in every)
-    check_memory(len(every), needed, shared=shared)
+    check_memory(len(every), needed, shared=shared, processes=processes)
     for images, each in zip(drawn, extents, strict=True):
         images.held = HeldPixels(each, shared=shared)

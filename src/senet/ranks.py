@@ -1,10 +1,25 @@
-"""Which of a run's processes this is, as torchrun, SLURM, LSF and Lightning itself tell it."""
+"""A run's processes: how many, and which this is, as torchrun, SLURM, LSF and Lightning tell it."""
 
 from __future__ import annotations
 
 import os
+from typing import Literal
 
-__all__ = ["is_helper"]
+import torch
+
+__all__ = ["is_helper", "processes_here"]
+
+
+def processes_here(devices: int | Literal["auto"], accelerator: str) -> int:
+    """The training processes of a machine, one for each of its devices.
+
+    Args:
+        devices: how many are asked for; "auto" is all that the machine has, one on the CPU.
+        accelerator: Lightning's name of their kind.
+    """
+    if devices != "auto":
+        return devices
+    return 1 if accelerator == "cpu" else max(1, torch.accelerator.device_count())
 
 
 def is_helper() -> bool:

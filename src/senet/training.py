@@ -21,7 +21,7 @@ from .data import DataOptions, ImageData, load_data, train_loader, val_loader
 from .errors import UserError
 from .insertion import attached_plan, detach
 from .options import TrainOptions
-from .ranks import is_helper
+from .ranks import is_helper, processes_here
 from .resumption import (
     CONFIG,
     begin_directory,
@@ -252,10 +252,11 @@ def restore_weights(out: Path, options: TrainOptions, data: ImageData) -> None:
 
 def data_options_of(options: TrainOptions) -> DataOptions:
     """The part of the options that `senet.data` takes; a folder's images get the network's size."""
-    names = [field.name for field in fields(DataOptions)]
+    names = [field.name for field in fields(DataOptions) if field.name != "processes"]
     values = {name: getattr(options, name) for name in names}
     if options.image_size is None and options.data not in CATALOGUE:
         values["image_size"] = models.native_input_size(options.model)[1]
+    values["processes"] = processes_here(options.devices, options.accelerator)
     return DataOptions(**values | {"data_root": Path(options.data_root)})
 
 
