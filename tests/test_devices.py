@@ -6,6 +6,7 @@ Real processes, joined by gloo on the CPU; a launcher's part is played by the va
 from __future__ import annotations
 
 import csv
+import json
 import os
 import signal
 import subprocess
@@ -31,6 +32,7 @@ from torch import nn
 from torch.utils.data import ConcatDataset
 
 from senet.checkpoints import LAST, METRICS
+from senet.cli import main
 from senet.data import DataOptions, ImageLoader, load_data
 from senet.devices import check_shares, make_strategy
 from senet.errors import UserError
@@ -207,6 +209,27 @@ def test_validation_counts_every_image_once(
             assert ours[:2] == alone[:2], world
             # The same numbers, added in other batches.
             assert ours[2] == pytest.approx(alone[2], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "average",
+    [
+        pytest.param([], id="trained", marks=pytest.mark.slow),
+        pytest.param(["--ema_decay=0.5"], id="averaged"),
+    ],
+)
+def test_what_is_validated_is_what_is_saved(
+    folder: Path, tmp_path: Path, average: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Each process has running statistics of its own batches; those of the first are saved."""
+    run = tmp_path / "run"
+    words = ["--image_size=16", "--batch_size=8", "--epochs=2", "--lr=0.1", "--devices=2"]
+    trained(["train", "--data", folder, "--out", run, *words, *average], tmp_path / "log", 2)
+    best = min(rows_of(run), key=lambda row: (-float(row["val_top1"]), float(row["val_loss"])))
+    assert main(["evaluate", str(run), "--device=cpu", "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert found["top1"] == pytest.approx(float(best["val_top1"]))
+    assert found["loss"] == pytest.approx(float(best["val_loss"]), rel=1e-5)
 
 
 # ── as one with the whole batch ─────────────────────────────────────────────────────────────
