@@ -274,10 +274,10 @@ def test_onnx_runtime_keeps_gated_maps_in_its_layout(
     plain = reorders(deploy(bottlenecks(), input_size=(3, 16, 16)), tmp_path)
     if not plain:
         pytest.skip("ONNX Runtime has no blocked layout on this processor")
-    # Hidden widths that fill a block of 8 or 16, as all of ResNet-50's do.
-    attached = senet.attach(bottlenecks(), input_size=(3, 16, 16), reduction=4).eval()
-    for model in (attached, deploy(attached), deploy(attached, gates="output")):
-        assert reorders(model, tmp_path) == plain
+    for reduction in (4, 16):  # hidden widths that fill blocks of 8 or 16, and ones that do not
+        attached = senet.attach(bottlenecks(), input_size=(3, 16, 16), reduction=reduction).eval()
+        for model in (attached, deploy(attached), deploy(attached, gates="output")):
+            assert reorders(model, tmp_path) == plain
     monkeypatch.setattr(exchange_onnx, "in_blocks", lambda model: model)
     assert reorders(deploy(attached), tmp_path) >= plain + 4  # what the form is for
 

@@ -2,7 +2,8 @@
 
 ONNX Runtime convolves in such a layout (NCHWc). Means by ReduceMean, matrix products and products
 of tensors of different shapes do not know it: around each, the map is copied out and back. Pooling,
-1×1 convolutions, nearest Upsample, and sums and products of equal shapes do.
+1×1 convolutions, nearest Upsample, and sums and products of equal shapes do, where channels fill
+whole blocks: a narrower hidden layer gets units that nobody listens to.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from ..functional import ACTIVATIONS, GATES
 from ..given import copied
 from ..hoisting import InputGated, OutputGated
 from ..norm import Recalibrated
+
+_BLOCK = 16
+"""Channels in a block of the layout, at most."""
 
 __all__ = ["BlockedGate", "GatedConvolution", "GatedMap", "in_blocks"]
 
@@ -41,6 +45,10 @@ class BlockedGate(nn.Module):
         # of the block, and has no activation.
         self.mean = nn.Sequential(*(before[:-1] if options.bottleneck else before))
         self.fc1 = before[-1] if options.bottleneck else None
+        if isinstance(self.fc1, nn.Conv2d):
+            spare = -self.fc1.out_channels % _BLOCK
+            self.fc1 = _padded(self.fc1, rows=spare)
+            self.fc2 = _padded(self.fc2, columns=spare)
 
     def forward(self, h: Tensor) -> Tensor:
         """s (N, C, 1, 1) for h (N, C_in, H, W), H and W the same each time."""
@@ -127,6 +135,16 @@ def _pointwise(layer: Any) -> nn.Conv2d:
     made = nn.Conv2d(columns * groups, rows, 1, groups=groups, bias=layer.bias is not None)
     made.weight = nn.Parameter(weight.reshape(rows, columns, 1, 1), requires_grad=False)
     made.bias = layer.bias
+    return made
+
+
+def _padded(conv: nn.Conv2d, *, rows: int = 0, columns: int = 0) -> nn.Conv2d:
+    """A 1×1 convolution with more outputs and inputs, whose weights and biases are zero."""
+    weight = F.pad(conv.weight.detach(), (0, 0, 0, 0, 0, columns, 0, rows))
+    made = nn.Conv2d(weight.shape[1], weight.shape[0], 1, bias=conv.bias is not None)
+    made.weight = nn.Parameter(weight, requires_grad=False)
+    if conv.bias is not None:
+        made.bias = nn.Parameter(F.pad(conv.bias.detach(), (0, rows)), requires_grad=False)
     return made
 
 
