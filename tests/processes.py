@@ -129,6 +129,15 @@ def call_group(function: Callable[..., Any], world: int, folder: Path, *argument
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world)]
 
 
+def is_running(pid: int) -> bool:
+    """Whether the process is there, and not only waiting for somebody to ask how it ended."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state not in "ZX"
+
+
 def finish(arguments: Sequence[str | Path], log: Path) -> Finished:
     """Run ``senet ARGUMENTS`` to its end."""
     return start(arguments, log).wait()

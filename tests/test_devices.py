@@ -24,6 +24,7 @@ from processes import (
     call_group,
     finish,
     free_port,
+    is_running,
     start,
     start_group,
     wait_until,
@@ -417,7 +418,7 @@ def test_killed_under_lightnings_launcher(tmp_path: Path, victim: str) -> None:
         assert line.startswith("senet: error: ")
         assert "--resume" in line
     for pid in helpers:
-        assert not Path(f"/proc/{pid}").exists()
+        assert not is_running(pid)
 
 
 @pytest.mark.slow
