@@ -83,7 +83,7 @@ def finish(run: Path) -> None:
 
 
 def kill_and_resume(run: Path, seconds: float, chance: random.Random) -> tuple[int, int]:
-    """Train, be killed now and then, and train on to the end.
+    """Train, be killed once or more, and train on to the end.
 
     Args:
         run: the directory.
@@ -97,6 +97,10 @@ def kill_and_resume(run: Path, seconds: float, chance: random.Random) -> tuple[i
     for _ in range(chance.randint(1, MOST_KILLS)):
         process = start(run)
         process.join(chance.uniform(0, seconds))
+        while process.exitcode == 0 and not kills:  # over before its moment: once more
+            shutil.rmtree(run)
+            process = start(run)
+            process.join(chance.uniform(0, seconds))
         if process.exitcode is not None:
             break
         os.kill(process.pid, signal.SIGKILL)
