@@ -121,6 +121,7 @@ MOMENTS: dict[str, Callable[[Running, Path], bool]] = {
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+@pytest.mark.slow
 def test_killed_at_several_points_ends_with_the_same_bits(whole: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     for number, (moment, kill) in enumerate(MOMENTS.items()):
