@@ -107,5 +107,5 @@ class ShuffleNet(nn.Module):
 
 
 def shufflenet(num_classes: int = 1000) -> ShuffleNet:
-    """ShuffleNet 1× (g = 3): 1.87M parameters and 138 MMACs at 224×224 with 1000 classes."""
+    """ShuffleNet 1× (g = 3): 1.87M parameters and 137 MMACs at 224×224 with 1000 classes."""
     return ShuffleNet(num_classes)
