@@ -66,6 +66,10 @@ def concatenated(
     if _reduces(graph, node, terms):
         normed = unit_end(graph, node).module or path
         return Skipped(normed, "a downsample path, strided 1×1 convolutions side by side")
+    if any(_leads_to(graph, node, t, s) for t in found for s in t.shortcuts):
+        return Skipped(
+            unit_end(graph, node).module or path, "a downsample path, the shortcut of a sum"
+        )
     if any((t.region >> node.index) & 1 for t in found if t.kind != "dense"):
         return None  # part of a transformation that is recalibrated as a whole
     if dual := _dual(graph, node, terms, found):
@@ -137,6 +141,12 @@ def _dual(
         and not goes_up(graph, bits)
         and not any((bits >> other.join) & 1 for other in found)
     ]
+
+
+def _leads_to(graph: Graph, node: Node, what: Transformation, shortcut: int) -> bool:
+    """The node is on the way from a block's input to the shortcut of its sum (Shake-Shake)."""
+    summed = what.kind == "residual" and graph.nodes[what.join].kind == "add"
+    return summed and bool((graph.between(what.start, shortcut) >> node.index) & 1)
 
 
 def _are_new(graph: Graph, terms: list[int], regions: dict[int, int]) -> bool:

@@ -43,12 +43,13 @@ def contenders(name: str) -> dict[str, Callable[[], nn.Module]]:
             CONTROL: lambda: models.build_plain(plain),
             "senet": lambda: adopt(models.build_plain(plain)),
         }
+    twin = models.twin_name(plain)
     rows: dict[str, Callable[[], nn.Module]] = {
         PLAIN: lambda: models.build_plain(plain),
         CONTROL: lambda: models.build_plain(plain),
-        "senet": lambda: models.create_model(f"se_{plain}"),
-        "senet, two modules": lambda: _two_modules(models.create_model(f"se_{plain}")),
-        "torchvision's block": lambda: _with_torchvision(models.create_model(f"se_{plain}")),
+        "senet": lambda: models.create_model(twin),
+        "senet, two modules": lambda: _two_modules(models.create_model(twin)),
+        "torchvision's block": lambda: _with_torchvision(models.create_model(twin)),
     }
     if plain in _TIMM_TWINS:
         rows["timm"] = lambda: models.build_plain(f"timm/{_TIMM_TWINS[plain]}")

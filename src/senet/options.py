@@ -13,6 +13,7 @@ import yaml  # type: ignore[import-untyped,unused-ignore]
 from jsonargparse import ArgumentParser
 
 from .errors import UserError
+from .models import split_name, twin_name
 from .parse_errors import in_one_line
 from .sites import MOST_HIDDEN
 
@@ -206,10 +207,10 @@ class TrainOptions:
                     raise UserError(f"{name} is {in_yaml(value)}, but must be {wanted}")
         if self.nesterov and self.optimizer == "sgd" and self.momentum == 0:
             raise UserError("nesterov needs a momentum above 0; turn it off or give a momentum")
-        if self.se_lr is not None and not self.model.startswith("se_"):
+        if self.se_lr is not None and not split_name(self.model)[1]:
             raise UserError(
                 f"{self.model!r} has no SE blocks that se_lr={self.se_lr} could be for; "
-                f"its SE twin is 'se_{self.model}'"
+                f"its SE twin is {twin_name(self.model)!r}"
             )
 
     @property
@@ -235,7 +236,7 @@ class TrainOptions:
         """The same run of the network without SE: every option of SE has its default."""
         untouched = TrainOptions()
         plain = {name: getattr(untouched, name) for name in (*_SE, "twin")}
-        return replace(self, model=self.model.removeprefix("se_"), **plain)
+        return replace(self, model=split_name(self.model)[0], **plain)
 
 
 _NULLS = ("null", "Null", "NULL", "~")

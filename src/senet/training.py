@@ -165,6 +165,7 @@ def _train_one(
 
     seed_everything(options.seed)
     model = build(options, num_classes=len(data.classes))
+    models.check_image_size(model, options.model, data.image_size)
     origin, so_far = None, list(record.rows)
 
     def report(row: EpochRow) -> None:
@@ -270,7 +271,7 @@ def plain_twin(options: TrainOptions) -> TrainOptions:
     if not is_se:
         raise UserError(
             f"twin trains a network with SE beside its plain twin, but model is {plain}; "
-            f"use se_{plain}"
+            f"use {models.twin_name(plain)}"
         )
     return options.without_se()
 

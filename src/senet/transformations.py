@@ -57,9 +57,16 @@ def find_transformations(graph: Graph) -> Findings:
             result.without |= graph.inside(one.path)
         else:
             result.found.append(one)
+    sums: dict[int, Skipped] = {}
     for node, terms in roots(graph, "add"):
         if not any((one.region >> node.index) & 1 for one in cells):
-            _sort(graph, terms, node, residual(graph, node, terms, result.found), result)
+            outcome = residual(graph, node, terms, result.found)
+            _sort(graph, terms, node, outcome, result)
+            if isinstance(outcome, Skipped):
+                sums[node.index] = outcome
+    # One of branches without a shortcut among them may be all of the branch of another sum.
+    taken = [sums.get(_unscaled(graph, one.end)) for one in result.found]
+    result.skipped = [entry for entry in result.skipped if not any(entry is t for t in taken)]
     branches = result.without  # of sums: no units of a stack
     for node, terms in concatenations(graph):
         whole = [*cells, *(t for t in result.found if t not in cells)]
@@ -88,6 +95,14 @@ def _sort(
             into.without |= region
     elif found:
         into.found.extend(found)
+
+
+def _unscaled(graph: Graph, index: int) -> int:
+    """Walk back over products with constants (the mean of Shake-Shake's branches)."""
+    node = graph.nodes[index]
+    while node.kind == "mul" and len(node.parents) == 1:
+        node = graph.nodes[node.parents[0]]
+    return node.index
 
 
 def _chain(graph: Graph, branches: int) -> Iterator[Transformation]:

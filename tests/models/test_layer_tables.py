@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from senet.block import SqueezeExcite
 from senet.cost import count_macs, count_parameters
-from senet.models import build_plain, create_model
+from senet.models import build_plain, create_model, twin_name
 from senet.models.bn_inception import HalvingInception, Inception
 from senet.models.resnet import resnet50
 
@@ -22,6 +22,9 @@ NETWORKS = {
     "resnet101": "SE-ResNet-101",
     "resnet152": "SE-ResNet-152",
     "bn_inception": "SE-BN-Inception",
+    "resnext50_32x4d": "SE-ResNeXt-50",
+    "resnext101_32x4d": "SE-ResNeXt-101",
+    "net154": "SENet-154",
 }
 # (parameters, MACs) as published beside the tables, so that a table cut short shows
 TOTALS = {
@@ -29,8 +32,29 @@ TOTALS = {
     "resnet101": (49_326_872, 7_574_937_600),
     "resnet152": (66_821_848, 11_288_993_792),
     "bn_inception": (11_931_622, 2_033_239_424),
+    "resnext50_32x4d": (27_559_896, 4_232_994_816),
+    "resnext101_32x4d": (48_955_416, 7_974_739_968),
+    "net154": (115_088_984, 20_688_363_520),
 }
-SITES = {"resnet50": 16, "resnet101": 33, "resnet152": 50, "bn_inception": 10}
+SITES = {
+    "resnet50": 16,
+    "resnet101": 33,
+    "resnet152": 50,
+    "bn_inception": 10,
+    "resnext50_32x4d": 16,
+    "resnext101_32x4d": 33,
+    "net154": 50,
+}
+# GMACs and millions of parameters that the reference page prints
+PRINTED = {
+    "resnet50": (3.861, 28.088),
+    "resnet101": (7.575, 49.327),
+    "resnet152": (11.289, 66.822),
+    "bn_inception": (2.033, 11.932),
+    "resnext50_32x4d": (4.233, 27.560),
+    "resnext101_32x4d": (7.975, 48.955),
+    "net154": (20.688, 115.089),
+}
 
 Row = dict[str, str]
 
@@ -94,7 +118,7 @@ def expected_layers(rows: list[Row]) -> list[Layer]:
                 padding=number(row["pad"]),
                 groups=number(row["group"]),
                 bias=None if not row["bias"] else row["bias"] == "1",
-                note=row["note"] if row["type"] == "Pooling" else "",
+                note=row["note"] if row["type"] in ("Pooling", "Dropout") else "",
                 params=affine[row["inputs"]] if row["type"] == "BatchNorm" else int(row["params"]),
             )
         )
@@ -128,6 +152,8 @@ def describe(module: nn.Module, x: Tensor, y: Tensor) -> Layer | None:
         )
     if isinstance(module, nn.BatchNorm2d):
         return Layer("BatchNorm", channels, module.num_features, size, params=params)
+    if isinstance(module, nn.Dropout):
+        return Layer("Dropout", None, y.shape[1], size, note=str(module.p))
     if isinstance(module, nn.ReLU):
         return Layer("ReLU", None, y.shape[1], size)
     if isinstance(module, nn.MaxPool2d | nn.AvgPool2d):
@@ -186,10 +212,14 @@ def test_plain_totals(network: str) -> None:
 def test_se_totals(network: str) -> None:
     rows = read_table(network)
     with torch.device("meta"):
-        model = create_model(f"se_{network}")
+        model = create_model(twin_name(network))
     assert count_parameters(model) == sum(int(row["params"]) for row in rows)
     assert count_macs(model) == sum(int(row["macs"]) for row in rows)
     assert (count_parameters(model), count_macs(model)) == TOTALS[network]
+    # within a unit of the last digit: 3.8605 is printed as 3.861
+    gmacs, millions = PRINTED[network]
+    assert count_macs(model) / 1e9 == pytest.approx(gmacs, abs=0.001)
+    assert count_parameters(model) / 1e6 == pytest.approx(millions, abs=0.0005)
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -197,7 +227,7 @@ def test_every_block_is_the_tables(network: str) -> None:
     rows = [row for row in read_table(network) if is_excitation(row)]
     expected = [(int(row["in_ch"]), int(row["out_ch"]), int(row["params"])) for row in rows]
     with torch.device("meta"):
-        model = create_model(f"se_{network}")
+        model = create_model(twin_name(network))
     blocks = [module for module in model.modules() if isinstance(module, SqueezeExcite)]
     layers = [layer for block in blocks for layer in (block.fc1, block.fc2)]
     observed = [(fc.in_features, fc.out_features, count_parameters(fc)) for fc in layers]

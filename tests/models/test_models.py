@@ -19,10 +19,15 @@ from senet.models import (
     list_models,
     native_input_size,
     plain_name,
+    split_name,
+    twin_name,
 )
 
 PLAIN = [
     "bn_inception",
+    "inception_resnet_v2",
+    "mobilenet",
+    "net154",
     "resnet18",
     "resnet20",
     "resnet34",
@@ -31,6 +36,14 @@ PLAIN = [
     "resnet101",
     "resnet110",
     "resnet152",
+    "resnet164",
+    "resnext101_32x4d",
+    "resnext50_32x4d",
+    "shake_shake_26_2x96d",
+    "shake_shake_29_2x4x64d",
+    "shufflenet",
+    "vgg16",
+    "wrn16_8",
 ]
 
 
@@ -39,7 +52,10 @@ def blocks_of(model: nn.Module) -> list[SqueezeExcite]:
 
 
 def test_list() -> None:
-    assert list_models() == PLAIN + [f"se_{name}" for name in PLAIN]
+    twins = [f"se_{name}" if name != "net154" else "senet154" for name in PLAIN]
+    assert list_models() == PLAIN + twins
+    assert [twin_name(name) for name in PLAIN] == twins
+    assert [split_name(name) for name in twins] == [(name, True) for name in PLAIN]
 
 
 @pytest.mark.parametrize(
@@ -48,6 +64,10 @@ def test_list() -> None:
         ("resnet50", ("resnet50", False)),
         ("se_resnet50", ("resnet50", True)),
         ("timm/resnet50", ("timm/resnet50", False)),
+        ("senet154", ("net154", True)),
+        ("se_net154", ("net154", True)),
+        ("net154", ("net154", False)),
+        ("se_wrn16_8", ("wrn16_8", True)),
         ("se_timm/resnet50.a1_in1k", ("timm/resnet50.a1_in1k", True)),
     ],
 )
@@ -61,12 +81,14 @@ def test_every_name_builds_and_runs_at_its_size(name: str) -> None:
     with torch.device("meta"):
         model = create_model(name, num_classes=12).eval()
         assert model(torch.empty(2, *size)).shape == (2, 12)
-    assert bool(blocks_of(model)) == name.startswith("se_")
+    assert bool(blocks_of(model)) == split_name(name)[1]
 
 
 def test_sizes_and_least_widths() -> None:
     assert native_input_size("se_resnet50") == (3, 224, 224)
     assert native_input_size("resnet110") == (3, 32, 32)
+    assert native_input_size("se_inception_resnet_v2") == (3, 299, 299)
+    assert native_input_size("senet154") == native_input_size("net154") == (3, 224, 224)
     assert native_input_size("timm/resnet18") == (3, 224, 224)
     assert [default_min_hidden(n) for n in ("resnet20", "se_resnet50", "timm/resnet18")] == [
         4,
@@ -190,6 +212,9 @@ def test_unknown_names_get_the_nearest(name: str, near: str) -> None:
             "timm has no pretrained weights for 'timm/coatnet_0_224'; use pretrained=False",
         ),
         ({"name": "se_resnet20", "placement": "somewhere"}, "placement 'somewhere'"),
+        ({"name": "net154", "reduction": 8}, "its SE twin is 'senet154'"),
+        ({"name": "senet145"}, "nearest: 'senet154'"),
+        ({"name": "se_senet154"}, "unknown model 'se_senet154'"),
     ],
 )
 def test_mistakes(options: dict[str, object], message: str) -> None:

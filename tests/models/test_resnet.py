@@ -12,10 +12,54 @@ from torch import Tensor, nn
 from senet.errors import UserError
 from senet.models.bn_inception import bn_inception
 from senet.models.cifar_resnet import resnet20
+from senet.models.mobilenet import mobilenet
+from senet.models.net154 import Net154
+from senet.models.preactivation import PreActivationNet
 from senet.models.resnet import BottleneckUnit, conv_norm, resnet18, resnet34, resnet50
+from senet.models.resnext import resnext50_32x4d
+from senet.models.shake_shake import ShakeShakeNet, ShakeShakeNeXt
+from senet.models.shufflenet import shufflenet
+from senet.models.vgg import vgg16
 
 Builder = Callable[[int], nn.Module]
-BUILDERS = [resnet18, resnet50, resnet20, bn_inception]
+
+
+def small_net154(classes: int) -> nn.Module:
+    return Net154((1, 2, 1, 1), classes)
+
+
+def small_resnet164(classes: int) -> nn.Module:
+    return PreActivationNet(2, 64, kernels=(1, 3, 1), narrowing=4, num_classes=classes)
+
+
+def small_wrn16(classes: int) -> nn.Module:
+    return PreActivationNet(2, 32, kernels=(3, 3), num_classes=classes)
+
+
+def small_shake_shake_26(classes: int) -> nn.Module:
+    return ShakeShakeNet(2, 32, classes)
+
+
+def small_shake_shake_29(classes: int) -> nn.Module:
+    return ShakeShakeNeXt(1, classes)
+
+
+# The deepest and widest with fewer units or channels, where nothing but the time differs.
+BUILDERS = [
+    resnet18,
+    resnet50,
+    resnet20,
+    bn_inception,
+    resnext50_32x4d,
+    small_net154,
+    vgg16,
+    mobilenet,
+    shufflenet,
+    small_resnet164,
+    small_wrn16,
+    small_shake_shake_26,
+    small_shake_shake_29,
+]
 
 
 @pytest.mark.parametrize("build", BUILDERS)
@@ -27,7 +71,21 @@ def test_any_image_size_and_number_of_classes(build: Builder, size: tuple[int, i
 
 
 @pytest.mark.parametrize(
-    ("build", "least"), [(resnet18, 3), (resnet50, 3), (resnet20, 1), (bn_inception, 7)]
+    ("build", "least"),
+    [
+        (resnet18, 3),
+        (resnet50, 3),
+        (resnet20, 1),
+        (bn_inception, 7),
+        (resnext50_32x4d, 3),
+        (small_net154, 3),
+        (vgg16, 32),
+        (mobilenet, 1),
+        (shufflenet, 1),
+        (small_resnet164, 1),
+        (small_shake_shake_26, 1),
+        (small_shake_shake_29, 1),
+    ],
 )
 def test_smallest_image(build: Builder, least: int) -> None:
     """The least size is the one that the docstring promises, and it gives numbers."""
@@ -99,6 +157,12 @@ def test_training_step_reaches_every_parameter(build: Builder) -> None:
         if parameter.grad is None or not parameter.grad.any()
     ]
     assert dead == []
+
+
+@pytest.mark.parametrize("build", BUILDERS)
+def test_one_class_is_enough(build: Builder) -> None:
+    with torch.device("meta"):
+        assert build(1).eval()(torch.empty(2, 3, 64, 64)).shape == (2, 1)
 
 
 @pytest.mark.parametrize("build", BUILDERS)

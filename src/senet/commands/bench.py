@@ -95,6 +95,7 @@ def main(argv: Sequence[str]) -> int:
     size = given.image_size
     if size is None:
         size = models.native_input_size(given.name)[1]
+    models.check_image_size(next(iter(rows.values()))(), given.name, size)
     settings = list(_settings(given, size, device))
     console = Console(stderr=True)
     found: list[Measured] = []

@@ -18,7 +18,7 @@ from ..data import DataOptions, load_data
 from ..errors import UserError
 from ..exchange import FORMATS, OPSETS, Shipment, ship
 from ..image_sets import Framing
-from ..models import build_plain, create_model, native_input_size, plain_name
+from ..models import build_plain, check_image_size, create_model, native_input_size, plain_name
 from ..options import TrainOptions, read_options
 from ..training import CONFIG
 from .parsing import command_parser, parse
@@ -88,6 +88,7 @@ def main(argv: Sequence[str]) -> int:
     is_run = run.exists() or (os.sep in given.run and not _is_of_timm(given.run))
     card, model = (runs.read_card(run), runs.load(run)) if is_run else _by_name(given.run)
     card = replace(card, image_size=given.image_size or card.image_size)
+    check_image_size(model, card.name, card.image_size)
     images, whence = _held_out(run, card) if is_run else _generated(card, "generated images")
     plain, has_se = plain_name(card.name)
     shipment = ship(

@@ -17,16 +17,32 @@ from ..errors import UserError, nearest
 from ..insertion import attach
 from ..placement import Reduction
 from ..sites import SiteFilter
-from . import bn_inception, cifar_resnet, resnet
+from . import (
+    bn_inception,
+    cifar_resnet,
+    inception_resnet_v2,
+    mobilenet,
+    net154,
+    preactivation,
+    resnet,
+    resnext,
+    shake_shake,
+    shufflenet,
+    vgg,
+)
+from .image_sizes import check_forward
 
 __all__ = [
     "Network",
     "build_plain",
+    "check_image_size",
     "create_model",
     "default_min_hidden",
     "list_models",
     "native_input_size",
     "plain_name",
+    "split_name",
+    "twin_name",
 ]
 
 
@@ -45,19 +61,35 @@ class Network:
     min_hidden: int = 1
 
 
+_CIFAR = (3, 32, 32)
+
 _NETWORKS: Mapping[str, Network] = {
     "resnet18": Network(resnet.resnet18),
     "resnet34": Network(resnet.resnet34),
     "resnet50": Network(resnet.resnet50),
     "resnet101": Network(resnet.resnet101),
     "resnet152": Network(resnet.resnet152),
+    "resnext50_32x4d": Network(resnext.resnext50_32x4d),
+    "resnext101_32x4d": Network(resnext.resnext101_32x4d),
+    "net154": Network(net154.net154),
+    "vgg16": Network(vgg.vgg16),
     "bn_inception": Network(bn_inception.bn_inception),
+    "inception_resnet_v2": Network(inception_resnet_v2.inception_resnet_v2, (3, 299, 299)),
+    "mobilenet": Network(mobilenet.mobilenet),
+    "shufflenet": Network(shufflenet.shufflenet),
     # With 16, 32 and 64 channels and r = 16 one to four hidden units would be left, and a dead
     # ReLU in a bottleneck of one freezes its gate: these get at least four.
-    "resnet20": Network(cifar_resnet.resnet20, (3, 32, 32), min_hidden=4),
-    "resnet56": Network(cifar_resnet.resnet56, (3, 32, 32), min_hidden=4),
-    "resnet110": Network(cifar_resnet.resnet110, (3, 32, 32), min_hidden=4),
+    "resnet20": Network(cifar_resnet.resnet20, _CIFAR, min_hidden=4),
+    "resnet56": Network(cifar_resnet.resnet56, _CIFAR, min_hidden=4),
+    "resnet110": Network(cifar_resnet.resnet110, _CIFAR, min_hidden=4),
+    "resnet164": Network(preactivation.resnet164, _CIFAR),
+    "wrn16_8": Network(preactivation.wrn16_8, _CIFAR),
+    "shake_shake_26_2x96d": Network(shake_shake.shake_shake_26_2x96d, _CIFAR),
+    "shake_shake_29_2x4x64d": Network(shake_shake.shake_shake_29_2x4x64d, _CIFAR),
 }
+
+# Twins that people know by a name of their own; ``se_NAME`` is taken too.
+_TWINS: Mapping[str, str] = {"net154": "senet154"}
 
 
 def list_models() -> list[str]:
@@ -67,7 +99,28 @@ def list_models() -> list[str]:
     ['bn_inception', 'resnet18', 'resnet20']
     """
     plain = sorted(_NETWORKS, key=_natural)
-    return plain + [f"se_{name}" for name in plain]
+    return plain + [twin_name(name) for name in plain]
+
+
+def twin_name(plain: str) -> str:
+    """The name of the SE twin of a plain network, of ours or timm's.
+
+    >>> twin_name("resnet50"), twin_name("net154")
+    ('se_resnet50', 'senet154')
+    """
+    return _TWINS.get(plain, f"se_{plain}")
+
+
+def split_name(name: str) -> tuple[str, bool]:
+    """As `plain_name`, for any name; whether there is such a network is not looked up.
+
+    >>> split_name("se_resnet50"), split_name("senet154"), split_name("se_net154")
+    (('resnet50', True), ('net154', True), ('net154', True))
+    """
+    for plain, twin in _TWINS.items():
+        if name == twin:
+            return plain, True
+    return name.removeprefix("se_"), name.startswith("se_")
 
 
 def plain_name(name: str) -> tuple[str, bool]:
@@ -81,8 +134,7 @@ def plain_name(name: str) -> tuple[str, bool]:
     >>> plain_name("se_resnet50"), plain_name("timm/resnet50")
     (('resnet50', True), ('timm/resnet50', False))
     """
-    is_se = name.startswith("se_")
-    plain = name.removeprefix("se_")
+    plain, is_se = split_name(name)
     if not plain.startswith("timm/") and plain not in _NETWORKS:
         raise UserError(
             f"unknown model {name!r}; {nearest(name, list_models())}; or timm/NAME, se_timm/NAME"
@@ -104,6 +156,20 @@ def native_input_size(name: str) -> tuple[int, int, int]:
         return _NETWORKS[plain].input_size
     channels, height, width = _timm_configuration(plain).input_size
     return channels, height, width
+
+
+def check_image_size(model: nn.Module, name: str, image_size: int) -> None:
+    """Refuse images that ``model``, the network ``name``, cannot take.
+
+    Args:
+        model: the network; it is not touched.
+        name: as in `list_models`, or of timm.
+        image_size: height and width, in pixels.
+
+    Raises:
+        UserError: they are too small for its strides, say, or not of the one size it takes.
+    """
+    check_forward(model, name, image_size, native_input_size(name)[1])
 
 
 def default_min_hidden(name: str) -> int:
@@ -232,7 +298,7 @@ def _refuse_block_options(name: str, **options: tuple[object, object]) -> None:
     if changed:
         raise UserError(
             f"{name!r} has no SE blocks that {', '.join(changed)} could be for; "
-            f"its SE twin is 'se_{name}'"
+            f"its SE twin is {twin_name(name)!r}"
         )
 
 

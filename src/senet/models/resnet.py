@@ -18,12 +18,15 @@ from torch import Tensor, nn
 from ..errors import UserError
 
 __all__ = [
+    "BOTTLENECK_WIDTHS",
     "BasicUnit",
     "BottleneckUnit",
     "ResNet",
     "StrideIn",
+    "UnitBuilder",
     "conv_norm",
     "initialise_he",
+    "residual_stage",
     "resnet18",
     "resnet34",
     "resnet50",
@@ -32,15 +35,25 @@ __all__ = [
 ]
 
 StrideIn = Literal["1x1", "3x3"]
+UnitBuilder = Callable[[int, int, int, nn.Module], nn.Module]
+"""(channels in, channels out, stride, shortcut) → a residual unit."""
 
 
-def conv_norm(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> nn.Sequential:
+def conv_norm(
+    in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1
+) -> nn.Sequential:
     """A convolution without bias (``conv``) and its BatchNorm (``bn``).
 
     An odd ``kernel`` is padded by half of it: (N, in, H, W) → (N, out, ⌈H/stride⌉, ⌈W/stride⌉).
     """
     conv = nn.Conv2d(
-        in_channels, out_channels, kernel, stride=stride, padding=kernel // 2, bias=False
+        in_channels,
+        out_channels,
+        kernel,
+        stride=stride,
+        padding=kernel // 2,
+        groups=groups,
+        bias=False,
     )
     return nn.Sequential(OrderedDict(conv=conv, bn=nn.BatchNorm2d(out_channels)))
 
@@ -84,8 +97,11 @@ class BasicUnit(nn.Module):
 class BottleneckUnit(nn.Module):
     """1×1, 3×3 and 1×1 convolutions and a shortcut: relu(F(x) + P(x)).
 
-    The inner width is a quarter of ``out_channels``. The stride is in the first 1×1 convolution,
-    or in the 3×3 where ``stride_in`` says so.
+    Args:
+        in_channels, out_channels, stride, shortcut: as of `BasicUnit`.
+        stride_in: the stride is in the first ``"1x1"`` convolution or in the ``"3x3"``.
+        narrowing: ``out_channels`` over those of the first 1×1 and of the 3×3 convolution.
+        groups: of the 3×3 convolution.
     """
 
     def __init__(
@@ -96,15 +112,17 @@ class BottleneckUnit(nn.Module):
         shortcut: nn.Module,
         *,
         stride_in: StrideIn = "1x1",
+        narrowing: tuple[int, int] = (4, 4),
+        groups: int = 1,
     ) -> None:
         super().__init__()
-        width = out_channels // 4
+        width, spatial_width = (out_channels // n for n in narrowing)
         first, second = (stride, 1) if stride_in == "1x1" else (1, stride)
         self.reduce = conv_norm(in_channels, width, 1, first)
         self.reduce_relu = nn.ReLU(inplace=True)
-        self.spatial = conv_norm(width, width, 3, second)
+        self.spatial = conv_norm(width, spatial_width, 3, second, groups)
         self.spatial_relu = nn.ReLU(inplace=True)
-        self.increase = conv_norm(width, out_channels, 1)
+        self.increase = conv_norm(spatial_width, out_channels, 1)
         self.shortcut = shortcut
         self.relu = nn.ReLU(inplace=True)
 
@@ -116,16 +134,22 @@ class BottleneckUnit(nn.Module):
         return self.relu(branch + self.shortcut(x))
 
 
-def _stage(
-    unit: Callable[[int, int, int, nn.Module], nn.Module],
+def residual_stage(
+    unit: UnitBuilder,
     depth: int,
     in_channels: int,
     out_channels: int,
     stride: int,
+    *,
+    kernel: int = 1,
 ) -> nn.Sequential:
-    """``unit1`` … ``unit{depth}``; the first changes channels and size, if they change."""
+    """``unit1`` … ``unit{depth}``; the first changes channels and size, if they change.
+
+    Its shortcut is then a projection, of this ``kernel`` where it has a stride, else 1×1.
+    """
     same = stride == 1 and in_channels == out_channels
-    shortcut = nn.Identity() if same else conv_norm(in_channels, out_channels, 1, stride)
+    side = kernel if stride > 1 else 1
+    shortcut = nn.Identity() if same else conv_norm(in_channels, out_channels, side, stride)
     units = OrderedDict(unit1=unit(in_channels, out_channels, stride, shortcut))
     for number in range(2, depth + 1):
         units[f"unit{number}"] = unit(out_channels, out_channels, 1, nn.Identity())
@@ -136,40 +160,31 @@ class ResNet(nn.Module):
     """A 7×7/2 stem, a 3×3/2 max-pool, four stages of residual units, mean and classifier.
 
     Args:
+        unit: builds a residual unit.
         depths: units in each of the four stages.
         widths: output channels of each stage.
-        bottleneck: bottleneck units, or basic ones.
         num_classes: logits.
-        stride_in: where a bottleneck has its stride: the first ``"1x1"`` convolution, as in the
-            original, or the ``"3x3"``, the later variant (ResNet-50: 4.09 instead of 3.86 GMACs).
 
     A unit's shortcut is ``Identity``, or a projection (1×1 convolution and norm) where the shape
     changes. Initialisation is :func:`initialise_he`, from the global seed.
-
-    Raises:
-        UserError: for an unknown ``stride_in``.
     """
 
     def __init__(
         self,
+        unit: UnitBuilder,
         depths: Sequence[int],
         widths: Sequence[int],
         *,
-        bottleneck: bool,
         num_classes: int = 1000,
-        stride_in: StrideIn = "1x1",
     ) -> None:
         super().__init__()
-        if stride_in not in get_args(StrideIn):
-            raise UserError(f"stride_in is {stride_in!r}; it can be '1x1' or '3x3'")
         self.stem = conv_norm(3, 64, 7, stride=2)
         self.stem_relu = nn.ReLU(inplace=True)
         self.pool = nn.MaxPool2d(3, stride=2, ceil_mode=True)
-        unit = partial(BottleneckUnit, stride_in=stride_in) if bottleneck else BasicUnit
-        self.stage2 = _stage(unit, depths[0], 64, widths[0], stride=1)
-        self.stage3 = _stage(unit, depths[1], widths[0], widths[1], stride=2)
-        self.stage4 = _stage(unit, depths[2], widths[1], widths[2], stride=2)
-        self.stage5 = _stage(unit, depths[3], widths[2], widths[3], stride=2)
+        self.stage2 = residual_stage(unit, depths[0], 64, widths[0], stride=1)
+        self.stage3 = residual_stage(unit, depths[1], widths[0], widths[1], stride=2)
+        self.stage4 = residual_stage(unit, depths[2], widths[1], widths[2], stride=2)
+        self.stage5 = residual_stage(unit, depths[3], widths[2], widths[3], stride=2)
         self.global_pool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
         self.classifier = nn.Linear(widths[3], num_classes)
@@ -183,47 +198,43 @@ class ResNet(nn.Module):
 
 
 _BASIC_WIDTHS = (64, 128, 256, 512)
-_BOTTLENECK_WIDTHS = (256, 512, 1024, 2048)
+BOTTLENECK_WIDTHS = (256, 512, 1024, 2048)
 
 
 def resnet18(num_classes: int = 1000) -> ResNet:
     """ResNet-18: 11.69M parameters and 1.81 GMACs at 224×224 with 1000 classes."""
-    return ResNet((2, 2, 2, 2), _BASIC_WIDTHS, bottleneck=False, num_classes=num_classes)
+    return ResNet(BasicUnit, (2, 2, 2, 2), _BASIC_WIDTHS, num_classes=num_classes)
 
 
 def resnet34(num_classes: int = 1000) -> ResNet:
     """ResNet-34: 21.80M parameters and 3.66 GMACs at 224×224 with 1000 classes."""
-    return ResNet((3, 4, 6, 3), _BASIC_WIDTHS, bottleneck=False, num_classes=num_classes)
+    return ResNet(BasicUnit, (3, 4, 6, 3), _BASIC_WIDTHS, num_classes=num_classes)
 
 
 def resnet50(num_classes: int = 1000, *, stride_in: StrideIn = "1x1") -> ResNet:
-    """ResNet-50: 25.56M parameters and 3.86 GMACs at 224×224 with 1000 classes."""
-    return ResNet(
-        (3, 4, 6, 3),
-        _BOTTLENECK_WIDTHS,
-        bottleneck=True,
-        num_classes=num_classes,
-        stride_in=stride_in,
-    )
+    """ResNet-50: 25.56M parameters and 3.86 GMACs at 224×224 with 1000 classes.
+
+    ``stride_in`` is here and below where a bottleneck has its stride: the first ``"1x1"``
+    convolution, as in the original, or the ``"3x3"``, the later variant (4.09 GMACs).
+
+    Raises:
+        UserError: for an unknown ``stride_in``.
+    """
+    return _bottlenecks((3, 4, 6, 3), num_classes, stride_in)
 
 
 def resnet101(num_classes: int = 1000, *, stride_in: StrideIn = "1x1") -> ResNet:
     """ResNet-101: 44.55M parameters and 7.57 GMACs at 224×224 with 1000 classes."""
-    return ResNet(
-        (3, 4, 23, 3),
-        _BOTTLENECK_WIDTHS,
-        bottleneck=True,
-        num_classes=num_classes,
-        stride_in=stride_in,
-    )
+    return _bottlenecks((3, 4, 23, 3), num_classes, stride_in)
 
 
 def resnet152(num_classes: int = 1000, *, stride_in: StrideIn = "1x1") -> ResNet:
     """ResNet-152: 60.19M parameters and 11.28 GMACs at 224×224 with 1000 classes."""
-    return ResNet(
-        (3, 8, 36, 3),
-        _BOTTLENECK_WIDTHS,
-        bottleneck=True,
-        num_classes=num_classes,
-        stride_in=stride_in,
-    )
+    return _bottlenecks((3, 8, 36, 3), num_classes, stride_in)
+
+
+def _bottlenecks(depths: Sequence[int], num_classes: int, stride_in: StrideIn) -> ResNet:
+    if stride_in not in get_args(StrideIn):
+        raise UserError(f"stride_in is {stride_in!r}; it can be '1x1' or '3x3'")
+    unit = partial(BottleneckUnit, stride_in=stride_in)
+    return ResNet(unit, depths, BOTTLENECK_WIDTHS, num_classes=num_classes)
