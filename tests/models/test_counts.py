@@ -69,8 +69,8 @@ NETWORKS = {
         {"body.pair*.pointwise_relu": 13},
         frozenset({"chain"}),
     ),
-    # Zhang et al. print 140 MFLOPs. The 1.8M are the SE paper's, from what is not said: the
-    # network as it is published has 0.07M more.
+    # Zhang et al. print 140 MFLOPs. The SE paper prints 1.8M parameters and does not say how they
+    # are counted; the network by its table 1 has 0.07M more.
     "shufflenet": Expected(
         *(1000, 1_865_728, 137_460_672, (1.8, 140), (0.04, 0.02), 610_416),
         {f"stage{s}.unit*.branch.increase.bn": n for s, n in ((3, 4), (4, 8), (5, 4))},

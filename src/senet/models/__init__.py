@@ -96,7 +96,7 @@ def list_models() -> list[str]:
     """The names of our own networks and their SE twins; any name of timm works besides them.
 
     >>> list_models()[:3]
-    ['bn_inception', 'resnet18', 'resnet20']
+    ['bn_inception', 'inception_resnet_v2', 'mobilenet']
     """
     plain = sorted(_NETWORKS, key=_natural)
     return plain + [twin_name(name) for name in plain]
