@@ -13,7 +13,7 @@ process; a round gives one ratio. The table and ``results/trainer.csv`` have the
 rounds, with the quartiles as spread. The bars are 0.95 of the bare loop, and timm's speed.
 
 The loaders are timed by themselves too, on the same JPEG files, beside the training that they
-feed: ``results/loading.csv``. Where a loader's ratio to training is above 1, it is not what
+feed: ``results/trainer-loading.csv``. Where a loader's ratio to training is above 1, it is not what
 training waits for.
 """
 
@@ -57,7 +57,7 @@ from senet.timing import quartiles
 from senet.training import build, data_options_of
 
 RESULTS = Path(__file__).parent / "results" / "trainer.csv"
-LOADING = "loading.csv"
+LOADING = "trainer-loading.csv"
 BAR = 0.95
 CLASSES, EACH = 4, 128
 """The folder of JPEG files: so many classes, so many training images of each."""

@@ -17,7 +17,14 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from senet.errors import UserError
-from senet.images import MAX_PIXELS, frame, image_transform, list_images, read_image
+from senet.images import (
+    MAX_PIXELS,
+    frame,
+    image_extent,
+    image_transform,
+    list_images,
+    read_image,
+)
 
 
 def picture(width: int = 40, height: int = 30) -> Image.Image:
@@ -145,6 +152,21 @@ def test_what_is_no_image_is_named(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=reason) as error:
             read_image(tmp_path / name)
         assert name in one_line(error)
+    with pytest.raises(UserError, match="not a file"):  # and is not waited for
+        image_extent(tmp_path / "pipe.png", "pipe.png")
+
+
+def test_no_other_program_reads_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow hands PostScript to Ghostscript, whatever the file is called."""
+    picture().save(tmp_path / "a.eps")
+    (tmp_path / "a.eps").rename(tmp_path / "a.jpg")
+    program = tmp_path / "gs"
+    program.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(UserError, match="not an image, or a damaged one"):
+        read_image(tmp_path / "a.jpg")
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize("side", [9_500, 30_000])

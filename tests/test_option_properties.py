@@ -31,6 +31,7 @@ LEARNING: dict[str, st.SearchStrategy[Any]] = {
     "warmup_factor": st.floats(1e-6, 1),
     "label_smoothing": st.floats(0, 0.99),
     "clip_norm": st.none() | st.floats(1e-6, 1e6),
+    "layer_decay": st.none() | st.floats(0.01, 1),
 }
 TEXTS = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12)
 REST: dict[str, st.SearchStrategy[Any]] = {
@@ -56,6 +57,19 @@ REST: dict[str, st.SearchStrategy[Any]] = {
     "threads": st.none() | st.integers(1, 1024),
     "limit_batches": st.none() | st.integers(1, 10**9),
     "twin": st.booleans(),
+    "val_data": st.none() | TEXTS.filter(str.strip),
+    "load_timeout": st.none() | st.floats(1, 1e6),
+    "cache": st.booleans(),
+    "rand_augment": st.none() | st.integers(0, 30),
+    "erase": st.floats(0, 1),
+    "repeats": st.integers(1, 16),
+    "mixup": st.floats(0, 10),
+    "cutmix": st.floats(0, 10),
+    "mix_prob": st.floats(0, 1),
+    "accumulate": st.integers(1, 1000),
+    "ema_decay": st.none() | st.floats(0.01, 0.99999),
+    "drop_path": st.floats(0, 0.9),
+    "compile": st.booleans(),
 }
 
 
@@ -79,7 +93,8 @@ def test_any_combination_has_an_optimizer_and_a_rate_within_its_peak(
     assert sorted(grouped) == sorted(id(p) for p in network.parameters())
     schedule = make_schedule(optimizer, options, steps)
     peaks = [group["initial_lr"] for group in optimizer.param_groups]
-    assert set(peaks) <= {options.peak_lr, options.se_lr or options.peak_lr}
+    named = {options.peak_lr, options.se_lr or options.peak_lr}
+    assert set(peaks) <= named if options.layer_decay is None else 0 < max(peaks) <= max(named)
     for _ in range(options.epochs * steps):
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             assert 0 <= group["lr"] <= peak * (1 + 1e-9)

@@ -76,6 +76,13 @@ def test_the_shards_are_shuffled_for_those_who_read_in_order(folder: Path, tmp_p
     assert held_out == sorted([0, 1, 2, 3, 4] * 3)
 
 
+def test_a_named_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    images = make_image_folder(tmp_path / "set", per_class=2)
+    os.mkfifo(images / "train" / "cat" / "pipe.png")
+    with pytest.raises(UserError, match=r"pipe\.png': not a file"):
+        pack(images, tmp_path / "out")
+
+
 def test_the_same_to_the_byte(folder: Path, tmp_path: Path) -> None:
     pack(folder, tmp_path / "one", shard_bytes=20_000)
     for path in folder.rglob("*.png"):

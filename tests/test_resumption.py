@@ -12,6 +12,7 @@ import torch
 from generated import make_image_folder
 
 import senet
+from senet import classifier
 from senet.checkpoints import BEST, LAST, METRICS, read_record
 from senet.cli import main
 from senet.errors import UserError
@@ -123,6 +124,36 @@ def test_the_same_data_in_their_old_place_are_taken(folder: Path, tmp_path: Path
     shutil.rmtree(folder)
     (tmp_path / "copy").rename(folder)
     assert len(train(options, run, resume=True, say=lambda line: None).rows) == 2
+
+
+def test_the_same_data_in_another_place_are_taken(folder: Path, tmp_path: Path) -> None:
+    """Both were copied to another machine: the run goes on where it is told the data lies."""
+    run, options = tmp_path / "run", options_for(folder)
+    stop_after_an_epoch(options, run)
+    run = run.rename(tmp_path / "moved run")
+    elsewhere = folder.rename(tmp_path / "moved set")
+    assert "no such image folder" in refusal(options, run)
+    moved = replace(options, data=str(elsewhere))
+    assert len(train(moved, run, resume=True, say=lambda line: None).rows) == 2
+    assert read_options(run / CONFIG).data == str(elsewhere)
+    renamed(elsewhere)
+    other = make_image_folder(tmp_path / "other", CLASSES, per_class=4, size=(16, 16))
+    stop_after_an_epoch(options_for(other), tmp_path / "another run")
+    assert "classes were others" in refusal(moved, tmp_path / "another run")
+
+
+def test_another_number_of_steps_an_epoch_is_refused(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As --devices auto comes to on a machine with more or fewer of them."""
+    run, options = tmp_path / "run", options_for(folder, limit_batches=3)
+    stop_after_an_epoch(options, run)
+    make = classifier.make_schedule
+    monkeypatch.setattr(classifier, "make_schedule", lambda o, opt, steps: make(o, opt, 2 * steps))
+    before = (run / LAST).read_bytes()
+    with pytest.raises(UserError, match="trained with another number of steps an epoch"):
+        train(options, run, resume=True, say=lambda line: None)
+    assert (run / LAST).read_bytes() == before
 
 
 def test_a_twin_is_not_trained_on_other_data(folder: Path, tmp_path: Path) -> None:

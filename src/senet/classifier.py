@@ -19,7 +19,7 @@ from .averaging import WeightAverage
 from .checkpoints import TRAINED, mismatch, refuse
 from .errors import UserError
 from .mixing import BatchMixing
-from .optimization import make_optimizer, make_schedule, unfit_moment
+from .optimization import lengths, make_optimizer, make_schedule, unfit_moment
 from .options import TrainOptions
 from .runs import differences
 from .sampling import mix
@@ -161,6 +161,12 @@ class Classifier(LightningModule):
             place = unfit_moment(optimizer, self._resumed["optimizer_states"][0])
         if place is not None:
             raise refuse(self.trainer.ckpt_path, f"its {place!r} is missing or damaged")
+        if lengths(expected["lr_schedulers"]) != lengths(self._resumed["lr_schedulers"]):
+            raise UserError(
+                f"the run in {self.trainer.ckpt_path} was trained with another number of steps an "
+                "epoch, by another number of devices; resume it with --devices as it began, or "
+                "train into another directory"
+            )
         self._resumed = {}
 
     def on_train_epoch_start(self) -> None:

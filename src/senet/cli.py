@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import io
 import os
@@ -23,6 +24,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "bench": ("senet.commands.bench", "what SE costs a network, beside the plain one"),
 }
 """Command → its module, which has ``main(argv) -> int``, and what it does."""
+_OF_THE_DISK = (errno.ENAMETOOLONG, errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+"""What can happen to any file, wherever it is opened: no fault of the program."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,6 +52,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader (head, less) has seen enough; Python would complain once more on its way out.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:
+        if error.errno not in _OF_THE_DISK:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"senet: error: {where}{error.strerror}", file=sys.stderr)
+        return 2
 
 
 def _run(arguments: list[str]) -> int:

@@ -67,6 +67,11 @@ def _sharded(options: TrainOptions, here: int, patience: timedelta) -> Sharded:
             raise UserError(
                 f"strategy fsdp keeps the weights in parts, which {name} needs whole; use ddp"
             )
+    if options.accelerator == "cpu" and options.precision.endswith("-mixed"):
+        raise UserError(
+            f"strategy fsdp on the CPU computes in the weights' own type, and precision is "
+            f"{options.precision}; use 32-true, or ddp"
+        )
     if options.nodes == 1 and here == 1:
         raise UserError("strategy fsdp shares weights out over several devices; give --devices")
     return Sharded(timeout=patience)

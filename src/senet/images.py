@@ -24,6 +24,7 @@ __all__ = [
     "EXTENSIONS",
     "MAX_PIXELS",
     "decode_image",
+    "existing_file",
     "find_images",
     "frame",
     "image_extent",
@@ -38,6 +39,8 @@ EXTENSIONS = frozenset(
     (".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 )
 """What counts as an image file, in lower case."""
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""Pillow's readers for them, and no others: that of PostScript runs a program, Ghostscript."""
 
 MAX_PIXELS = 89_478_485
 """Larger images are refused: Pillow's own limit against decompression bombs, 256 MiB of RGB."""
@@ -86,7 +89,7 @@ def read_image(path: Path) -> Tensor:
     an animation the first picture counts. Raises ``UserError`` naming the file where it is
     missing, unreadable, truncated or larger than ``MAX_PIXELS``.
     """
-    path = _existing(path)
+    path = existing_file(path)
     with _opened(path, repr(str(path))) as image:
         return rgb_pixels(image)
 
@@ -99,11 +102,17 @@ def decode_image(data: bytes, name: str) -> Tensor:
 
 def image_extent(source: Path | bytes, name: str) -> tuple[int, int]:
     """Height and width of an image, before it is turned upright, out of its first bytes."""
-    with _opened(io.BytesIO(source) if isinstance(source, bytes) else source, name) as image:
+    opened = io.BytesIO(source) if isinstance(source, bytes) else existing_file(source)
+    with _opened(opened, name) as image:
         return image.height, image.width
 
 
-def _existing(path: Path) -> Path:
+def existing_file(path: Path) -> Path:
+    """The path, if a file is there; a named pipe, say, would be waited for for ever.
+
+    Raises:
+        UserError: there is none.
+    """
     path = Path(path)
     if not path.is_file():
         kind = "a folder" if path.is_dir() else "not a file" if path.exists() else "no such file"
@@ -118,7 +127,7 @@ def _opened(source: Path | BinaryIO, name: str) -> Iterator[Image.Image]:
         # Warnings about metadata or size would break into progress bars once an image.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(source) as image:
+            with Image.open(source, formats=_FORMATS) as image:
                 _refuse_bomb(image.width, image.height)
                 yield image
     except Exception as error:  # Pillow's decoders raise nearly every type there is

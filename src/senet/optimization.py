@@ -13,7 +13,7 @@ from .checkpoints import mismatch
 from .insertion import se_parameters
 from .options import TrainOptions
 
-__all__ = ["make_optimizer", "make_schedule", "unfit_moment"]
+__all__ = ["lengths", "make_optimizer", "make_schedule", "unfit_moment"]
 
 
 def make_optimizer(model: nn.Module, options: TrainOptions) -> torch.optim.Optimizer:
@@ -123,3 +123,16 @@ def _moments(optimizer: torch.optim.Optimizer) -> set[str]:
     if isinstance(optimizer, torch.optim.AdamW):
         return {"step", "exp_avg", "exp_avg_sq"}
     return {"momentum_buffer"} if optimizer.defaults["momentum"] else set()
+
+
+def lengths(state: Any) -> list[object]:
+    """What of a schedule's state says how many steps it is made for, wherever it is inside."""
+    if isinstance(state, list | tuple):
+        return [found for each in state for found in lengths(each)]
+    if not isinstance(state, dict):
+        return []
+    own = [dict(v) if isinstance(v, dict) else v for k, v in state.items() if k in _LENGTHS]
+    return own + [found for k, v in state.items() if k not in _LENGTHS for found in lengths(v)]
+
+
+_LENGTHS = ("T_max", "milestones", "_milestones", "total_iters")

@@ -18,7 +18,7 @@ import torch
 from . import runs
 from .errors import UserError
 from .folders import FolderSplit, read_folder
-from .images import decode_image
+from .images import decode_image, existing_file
 from .manifests import MANIFEST, PARTS, Manifest, ShardEntry
 from .sampling import mix
 
@@ -183,7 +183,7 @@ def _read(
     def check(item: tuple[int, Path]) -> tuple[int, str, bytes] | str:
         place, path = item
         try:
-            data = path.read_bytes()
+            data = existing_file(path).read_bytes()
             decode_image(data, repr(str(path)))
         except OSError as error:
             return f"cannot read image {str(path)!r}: {error.strerror or error}"

@@ -7,6 +7,8 @@ from typing import Literal
 
 import torch
 
+from .errors import UserError
+
 __all__ = ["is_helper", "processes_here"]
 
 
@@ -29,7 +31,15 @@ def is_helper() -> bool:
     in the order in which Lightning chooses the launcher it believes: a stale RANK of another
     program, or SLURM's variables under torchrun, count no more here than there.
     """
-    return any(int(os.environ.get(name, "0")) > 0 for name in _deciding_variables())
+    return any(_number(name) > 0 for name in _deciding_variables())
+
+
+def _number(name: str) -> int:
+    text = os.environ.get(name) or "0"
+    try:
+        return int(text)
+    except ValueError:
+        raise UserError(f"{name} is {text!r} in the environment, but must be a number") from None
 
 
 def _deciding_variables() -> tuple[str, ...]:

@@ -62,9 +62,10 @@ def check_directory(out: Path, options: TrainOptions, *, resume: bool) -> RunRec
             raise UserError(f"{out} is not empty and holds no run; name another directory")
         return read_record(out / LAST)
     if resume:
-        _check_options(out, options)
+        record = read_record(out / LAST)
+        _check_options(out, options, record)
         _check_files(out)
-        return _with_its_options(out, read_record(out / LAST))
+        return _with_its_options(out, record)
     if _has_results(out):
         raise UserError(
             f"{out} holds another run; add --resume to go on with it, or name another directory"
@@ -72,8 +73,11 @@ def check_directory(out: Path, options: TrainOptions, *, resume: bool) -> RunRec
     return read_record(out / LAST)
 
 
-def _check_options(out: Path, options: TrainOptions) -> None:
+def _check_options(out: Path, options: TrainOptions, record: RunRecord) -> None:
     old = with_absolute_paths(read_options(out / CONFIG, whole=True))
+    if record.data is not None and record.data.files:
+        # The files may lie elsewhere by now: `check_data` knows them by what they are.
+        old = replace(old, data=options.data, val_data=options.val_data)
     name = changed_option(old, options)
     if name is None:
         return
@@ -92,6 +96,8 @@ def _with_its_options(out: Path, record: RunRecord) -> RunRecord:
 
     trained = record.options
     written = read_options(out / CONFIG, whole=True)
+    if trained is not None and record.data is not None and record.data.files:
+        trained = replace(trained, data=written.data, val_data=written.val_data)
     if trained is not None and (name := changed_option(trained, written)):
         raise UserError(
             f"{name} is {in_yaml(getattr(written, name))} in {out / CONFIG}, but "
