@@ -103,7 +103,9 @@ def _read(path: Path) -> list[Result]:
     for one in found:
         run = (one.network, one.data, one.variant, one.seed)
         if run in seen:
-            raise UserError(f"{path} has {one.variant!r} of {one.network!r}, seed {one.seed}, twice")
+            raise UserError(
+                f"{path} has {one.variant!r} of {one.network!r} with seed {one.seed} twice"
+            )
         seen.add(run)
     return found
 
@@ -123,9 +125,10 @@ def _parsed(path: Path, reader: csv.DictReader[str]) -> Iterator[Result]:
             ) from None
         yield Result(
             *(path.stem, row["network"], row["data"], row["variant"], seed),
-            *(_accuracy(where, "top1", row["top1"]),),
-            _accuracy(where, "top5", row["top5"]) if row["top5"].strip() else None,
-            *(row["date"], row["device"]),
+            top1=_accuracy(where, "top1", row["top1"]),
+            top5=_accuracy(where, "top5", row["top5"]) if row["top5"].strip() else None,
+            date=row["date"],
+            device=row["device"],
         )
 
 

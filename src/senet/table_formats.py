@@ -29,16 +29,20 @@ COUNTED = (
 def print_tables(tables: Sequence[Table], console: Console) -> None:
     """Print tables with their notes, and what is counted."""
     for table in tables:
-        shown = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+        shown = RichTable(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
         heads, rows = _grid(table)
         for place, head in enumerate(heads):
-            shown.add_column(Text(head), justify="left" if place == 0 else "right")
+            shown.add_column(Text(head), justify="right" if place else "left", vertical="bottom")
         for cells in rows:
             shown.add_row(*map(Text, cells))
         console.print(Text(table.published.title, style="bold"))
         console.print(shown)
-        for line in _below(table):
-            console.print(Text(line))
+        for mark, reason, numbers in _notes(table):
+            console.print(Text(f"{mark}: {reason}"))
+            for line in numbers:
+                console.print(Text(f"   {line}"))
+        for remark in table.published.remarks:
+            console.print(Text(remark))
         console.print()
     console.print(Text(COUNTED))
 
@@ -49,14 +53,23 @@ def as_markdown(tables: Sequence[Table]) -> str:
     for table in tables:
         heads, rows = _grid(table)
         rule = ["---"] + ["---:"] * (len(heads) - 1)
-        lines = [f"| {' | '.join(_escaped(cells))} |" for cells in (heads, rule, *rows)]
+        lines = [
+            f"| {' | '.join(cells)} |"
+            for cells in (map(_on_a_line, heads), rule, *map(_escaped, rows))
+        ]
         parts.append(f"## {table.published.title}\n\n" + "\n".join(lines) + "\n")
-        parts += [f"{line}\n" for line in _below(table)]
+        for mark, reason, numbers in _notes(table):
+            parts.append(f"{mark}: {reason}\n\n" + "".join(f"- {line}\n" for line in numbers))
+        parts += [f"{remark}\n" for remark in table.published.remarks]
     return "\n".join((*parts, COUNTED)) + "\n"
 
 
 def _escaped(cells: Iterable[str]) -> list[str]:
     return [cell.replace("|", r"\|").replace("\n", "<br>") for cell in cells]
+
+
+def _on_a_line(head: str) -> str:
+    return " ".join(head.split())
 
 
 def _grid(table: Table) -> tuple[list[str], list[list[str]]]:
@@ -68,14 +81,14 @@ def _grid(table: Table) -> tuple[list[str], list[list[str]]]:
     two = any(row.published.top5 for row in table.rows)
     columns = [
         ("network", [row.published.label for row in table.rows]),
-        ("top-1 / top-5 error %" if two else "top-1 error %", errors),
+        ("top-1 / top-5\nerror, %" if two else "top-1\nerror, %", errors),
     ]
     digits = published.decimals
-    columns += _columns(f"{published.unit}MACs", published.source, table, "macs", digits[0])
-    columns += _columns("M parameters", published.source, table, "parameters", digits[1])
-    columns += _columns("MiB", "printed", table, "file", 1)
+    columns += _columns(f"{published.unit}MACs", table, "macs", digits[0])
+    columns += _columns("M params", table, "parameters", digits[1])
+    columns += _columns("MiB", table, "file", 1)
     measured = ["\n".join(map(str, row.measured)) for row in table.rows]
-    columns.append(("measured error %", measured))
+    columns.append(("measured top-1 [/ top-5]\nerror, %", measured))
     noted = [" ".join(dict.fromkeys(marks[e] for e in _keys(row))) for row in table.rows]
     columns.append(("note", noted))
     kept = [(head, cells) for head, cells in columns if any(cells)]
@@ -83,20 +96,19 @@ def _grid(table: Table) -> tuple[list[str], list[list[str]]]:
     return heads, [list(cells) for cells in zip(*(cells for _, cells in kept), strict=True)]
 
 
-def _columns(
-    what: str, source: str, table: Table, name: str, digits: int
-) -> list[tuple[str, list[str]]]:
+def _columns(what: str, table: Table, name: str, digits: int) -> list[tuple[str, list[str]]]:
     figures: list[Figure | None] = [getattr(row, name) for row in table.rows]
     printed = [figure.printed if figure else "" for figure in figures]
     counted = [f"{figure.counted:.{digits}f}" if figure else "" for figure in figures]
     apart = [_signed(figure, digits) for figure in figures]
-    return [(f"{what} {source}", printed), (f"{what} counted", counted), ("difference", apart)]
+    return [(f"{what}\nprinted", printed), (f"{what}\ncounted", counted), ("\ndiff.", apart)]
 
 
 def _signed(figure: Figure | None, digits: int) -> str:
     if figure is None or figure.difference is None:
         return ""
-    return f"{figure.difference:+.{digits}f}"
+    rounded = round(figure.difference, digits)
+    return f"{rounded + 0.0:+.{digits}f}"  # + 0.0, for there is no -0
 
 
 def _keys(row: Row) -> list[str]:
@@ -109,18 +121,13 @@ def _marks(table: Table) -> dict[str, str]:
     return dict(zip(reasons, "abcdefghijklmnopqrstuvwxyz", strict=False))
 
 
-def _below(table: Table) -> list[str]:
-    """The notes, with the arithmetic of each row that they explain, and the remarks."""
-    lines = []
-    for reason, mark in _marks(table).items():
-        explained = [e for row in table.rows for e in row.explanations if e.reason == reason]
-        lines.append(f"{mark}: {_explained(reason, explained)}")
-    return lines + list(table.published.remarks)
-
-
-def _explained(reason: str, explanations: Sequence[Explanation]) -> str:
-    numbers = [explanation.numbers for explanation in explanations if explanation.numbers]
-    return f"{reason}: {'; '.join(numbers)}." if numbers else reason
+def _notes(table: Table) -> list[tuple[str, str, list[str]]]:
+    """The mark, the reason, and the figures of each row that it explains."""
+    explanations = [one for row in table.rows for one in row.explanations]
+    return [
+        (mark, reason, [one.numbers for one in explanations if one.reason == reason])
+        for reason, mark in _marks(table).items()
+    ]
 
 
 def records(tables: Iterable[Table]) -> list[dict[str, Any]]:
@@ -140,7 +147,7 @@ def _record(table: Table, row: Row) -> dict[str, Any]:
         },
         "top1_error": _number(published.top1),
         "top5_error": _number(published.top5),
-        "unit": table.published.unit,
+        "macs_unit": table.published.unit,
     }
     for name, figure in (
         ("macs", row.macs),
@@ -171,7 +178,7 @@ def _record(table: Table, row: Row) -> dict[str, Any]:
 
 
 def _told(explanation: Explanation | None) -> str:
-    return "" if explanation is None else _explained(explanation.reason, [explanation])
+    return "" if explanation is None else f"{explanation.numbers}: {explanation.reason}"
 
 
 def _number(text: str) -> float | None:

@@ -21,10 +21,10 @@ _ELEMENT_WISE = (
     "it counts"
 )
 _STATISTICS = (
-    "the printed figure also has the norms' running means and variances, which are stored but not "
-    "trained"
+    "counted with the norms' running means and variances, which are stored but not trained, it is "
+    "the printed figure"
 )
-_CUT_OFF = "the printed figure is cut off, not rounded"
+_CUT_OFF = "cut off after the printed digits, not rounded, it is the printed figure"
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class Explanation:
     """Why a counted figure is not the printed one.
 
     Args:
-        reason: what holds for the row, shared by rows that it explains.
-        numbers: its arithmetic for this row; empty where the reason has it.
+        reason: what holds for the row, shared by the rows that it explains.
+        numbers: the row and its figures.
     """
 
     reason: str
-    numbers: str = ""
+    numbers: str
 
 
 @dataclass(frozen=True)
@@ -145,35 +145,39 @@ def _row(table: PublishedTable, row: PublishedRow, results: list[Result]) -> Row
         parameters = Figure(parameters.printed, parameters.counted, why)
     file = Figure(row.file, counts.file_mebibytes) if row.file else None
     if file is not None and not _agrees(file):
-        file = Figure(file.printed, file.counted, Explanation(UNEXPLAINED))
+        numbers = f"{row.label} {file.counted:.2f} MiB, printed {row.file}"
+        file = Figure(
+            file.printed, file.counted, Explanation(row.file_remark or UNEXPLAINED, numbers)
+        )
     measured = summarise(one for one in results if _is_of(one, table, row))
     return Row(row, macs, parameters, file, measured)
 
 
 def _of_macs(table: PublishedTable, row: PublishedRow, counted: float) -> Explanation:
+    digits = table.decimals[0]
+    numbers = f"{row.label} {counted:.{digits}f}"
     if row.macs_remark:
-        return Explanation(f"{row.label}: {row.macs_remark}")
+        return Explanation(row.macs_remark, f"{numbers}, printed {row.macs}")
     more = tally_element_wise(row.network, table.num_classes, row.options) / UNITS[table.unit]
     half = _half(row.macs)
     if counted - half <= float(row.macs) <= counted + more + half:
-        digits = table.decimals[0]
-        numbers = f"{row.label} {counted:.{digits}f} to {counted + more:.{digits}f}"
-        return Explanation(_ELEMENT_WISE, f"{numbers}, printed {row.macs}")
-    return Explanation(UNEXPLAINED, row.label)
+        both = f"{numbers} to {counted + more:.{digits}f}"
+        return Explanation(_ELEMENT_WISE, f"{both}, printed {row.macs}")
+    return Explanation(UNEXPLAINED, f"{numbers}, printed {row.macs}")
 
 
 def _of_parameters(row: PublishedRow, counts: Tally) -> Explanation:
-    if row.parameters_remark:
-        return Explanation(f"{row.label}: {row.parameters_remark}")
     stored = (counts.parameters + counts.statistics) / 1e6
     numbers = f"{row.label} {counts.parameters / 1e6:.3f}"
+    if row.parameters_remark:
+        return Explanation(row.parameters_remark, f"{numbers}, printed {row.parameters}")
     if _agrees(Figure(row.parameters, stored)):
         return Explanation(
             _STATISTICS, f"{numbers}, with them {stored:.3f}, printed {row.parameters}"
         )
     if 0 <= counts.parameters / 1e6 - float(row.parameters) < 2 * _half(row.parameters):
         return Explanation(_CUT_OFF, f"{numbers}, printed {row.parameters}")
-    return Explanation(UNEXPLAINED, row.label)
+    return Explanation(UNEXPLAINED, f"{numbers}, printed {row.parameters}")
 
 
 def _agrees(figure: Figure) -> bool:

@@ -1,10 +1,10 @@
-"""What a row of a table costs: counted on the meta device, once for each network and its options."""
+"""What a row of a table costs, counted on the meta device once for a network and its options."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -64,8 +64,9 @@ def count_element_wise(model: nn.Module, input_size: tuple[int, ...]) -> int:
     goes in and what comes out: a mean over 7×7 positions is 49 operations, a scaling of a map by
     its gates one for each element of the map.
 
-    >>> count_element_wise(nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.ReLU()), (3, 5, 5))
-    400
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.ReLU())
+    >>> count_element_wise(model, (3, 5, 5)) == 2 * 8 * 5 * 5
+    True
     """
     counter = _ElementWise()
     x = torch.empty(1, *input_size, device="meta")
@@ -104,7 +105,7 @@ def tally_element_wise(network: str, num_classes: int, options: Mapping[str, obj
     return _element_wise(network, num_classes, tuple(sorted(options.items())))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _tally(network: str, num_classes: int, options: tuple[tuple[str, Any], ...]) -> Tally:
     model = _on_meta(network, num_classes, options)
     try:
@@ -114,12 +115,13 @@ def _tally(network: str, num_classes: int, options: tuple[tuple[str, Any], ...])
     return Tally(macs, count_parameters(model), count_statistics(model))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _element_wise(network: str, num_classes: int, options: tuple[tuple[str, Any], ...]) -> int:
     model = _on_meta(network, num_classes, options)
     return count_element_wise(model, native_input_size(network))
 
 
+@lru_cache(maxsize=1)  # of a row, first the one is counted, then the other
 def _on_meta(network: str, num_classes: int, options: tuple[tuple[str, Any], ...]) -> nn.Module:
     with torch.device("meta"):  # nothing is drawn, nothing is computed
         return create_model(network, num_classes=num_classes, **dict(options))

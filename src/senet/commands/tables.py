@@ -24,8 +24,8 @@ __all__ = ["main", "parser"]
 
 _EPILOG = f"""
 Tables: {", ".join(PUBLISHED)}. Figures that are not what the paper prints are noted, and explained
-below their table. Results are CSV files with the columns {", ".join(COLUMNS)}; an ablation's have its
-name in theirs (reduction.csv).
+below their table. Results are CSV files with the columns {", ".join(COLUMNS)}, top1 and top5 from
+0 to 1; an ablation's have its name in theirs (reduction.csv).
 """
 _WIDTH = 160  # columns of text that no terminal breaks
 
@@ -37,7 +37,9 @@ def parser() -> ArgumentParser:
         "The paper's tables: what it prints, what is counted, the difference, what was measured.",
         epilog=_EPILOG,
     )
-    made.add_argument("tables", type=str, nargs="*", metavar="TABLE", help="tables; none is all")
+    made.add_argument(
+        "tables", type=str, nargs="*", default=[], metavar="TABLE", help="which tables; none is all"
+    )
     made.add_argument("--format", type=str, default="console", help=f"one of {', '.join(FORMATS)}")
     made.add_argument(
         "--results",
@@ -46,7 +48,10 @@ def parser() -> ArgumentParser:
         help="folder of measured results to show beside the paper's; null is none",
     )
     made.add_argument(
-        "--out", type=Path | None, default=None, help="file to write instead of printing"
+        "--out",
+        type=Path | None,
+        default=None,
+        help="file to write to; null prints",
     )
     made.add_argument(
         "--json", action="store_true", help="one JSON document on standard output, nothing else"

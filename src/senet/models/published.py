@@ -26,8 +26,8 @@ class PublishedRow:
         file: size of the released weights in MiB.
         options: of `senet.models.create_model`, for this row.
         variants: names under which a sweep may have measured this row of an ablation.
-        macs_remark, parameters_remark: why the printed figure is not met, where no rule of
-            `senet.tables` says it.
+        macs_remark, parameters_remark, file_remark: why the printed figure is not met, where no
+            rule of `senet.tables` says it.
     """
 
     label: str
@@ -41,6 +41,7 @@ class PublishedRow:
     variants: tuple[str, ...] = ()
     macs_remark: str = ""
     parameters_remark: str = ""
+    file_remark: str = ""
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,6 @@ class PublishedTable:
         unit: of the multiply-adds, "G" or "M".
         num_classes: of the data that the errors are of.
         data: name of the data set that results are shown of; None shows those of any.
-        source: where the counts come from, the heading of their columns.
         decimals: of our multiply-adds (in ``unit``) and parameters (in millions).
         ablation: rows are variants of one network; results of any network are shown beside them.
         remarks: printed below the table.
@@ -66,7 +66,6 @@ class PublishedTable:
     unit: str = "G"
     num_classes: int = 1000
     data: str | None = None
-    source: str = "printed"
     decimals: tuple[int, int] = (3, 2)
     ablation: bool = False
     remarks: tuple[str, ...] = ()
@@ -90,9 +89,9 @@ def _se(
 
 
 _IRV2 = (
-    "the network known by the name, TF-slim's with 10, 20 and 10 modules, at 299×299; with 5, 10 "
-    "and 5, as its paper's figures draw it, the same network counts 8.64. The printed figure is "
-    "met by neither, what SE adds to it (0.01) is."
+    "counted is the network known by the name, TF-slim's with 10, 20 and 10 modules, at 299×299; "
+    "with 5, 10 and 5, as in its paper's figures, it counts 8.51; neither is what is printed, but "
+    "what SE adds is, 0.01"
 )
 
 _TABLE_2 = PublishedTable(
@@ -160,6 +159,10 @@ def _cifar(key: str, classes: int, pairs: tuple[tuple[str, str, str, str], ...])
         num_classes=classes,
         data=f"cifar{classes}",
         decimals=(1, 2),
+        remarks=(
+            "Blocks of SE-ResNet-110 have at least four hidden units; with r = 16 alone they would "
+            "have one, two and four.",
+        ),
     )
 
 
@@ -222,9 +225,9 @@ _REDUCTION = PublishedTable(
         _variant(
             *("r = 8", "22.26/5.99", ("r8",)),
             parameters="30.7",
-            parameters_remark="plain and (2/r) Σ N C² = 5.03M, with statistics 30.64, which is "
-            "printed 30.6. With biases in the blocks too it is 30.66, but then r = 2 is 45.75, "
-            "and 45.7 is printed.",
+            parameters_remark="with the norms' running means and variances 30.64, which would be "
+            "printed 30.6; with biases in the blocks as well 30.66, but then r = 2 is 45.75, and "
+            "45.7 is printed",
             reduction=8,
         ),
         _variant("r = 16", _STANDARD, ("r16", "se"), parameters="28.1", reduction=16),
@@ -323,14 +326,15 @@ _RELEASED = PublishedTable(
         ),
         PublishedRow(
             *("SE-ResNet-50", "se_resnet50", "22.37", "6.36", "3.861", "28.088", "107"),
-            macs_remark="its layer table adds up to 3,860,488,192, as ours does; 3.861 is not how "
-            "that is rounded.",
+            macs_remark="the rows of its layer table add up to 3,860,488,192, as ours do, which is "
+            "3.860 rounded",
         ),
         PublishedRow(
             *("SE-ResNet-101", "se_resnet101", "21.75", "5.72", "7.575", "49.327", "189"),
         ),
         PublishedRow(
             *("SE-ResNet-152", "se_resnet152", "21.34", "5.54", "11.289", "66.822", "256"),
+            file_remark="besides the weights, a Caffe file holds the names and settings of layers",
         ),
         PublishedRow(
             *("SE-ResNeXt-50 (32×4d)", "se_resnext50_32x4d"),
@@ -342,10 +346,10 @@ _RELEASED = PublishedTable(
         ),
         PublishedRow("SENet-154", "senet154", "18.68", "4.47", "20.688", "115.089", "440"),
     ),
-    source="layer tables",
     decimals=(4, 3),
     remarks=(
-        "A file holds four bytes for each parameter and for each running mean and variance; MiB.",
+        "GMACs and parameters called printed are sums over the layer tables of the release. "
+        "A file is counted as four bytes for each parameter, running mean and running variance.",
     ),
 )
 
