@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 
 from senet import tallies
@@ -21,6 +22,7 @@ from senet.models import build_plain
 from senet.models.published import PUBLISHED, PublishedRow, PublishedTable
 from senet.models.resnet import resnet50
 from senet.results import COLUMNS
+from senet.table_formats import print_tables
 from senet.tables import UNEXPLAINED, Table, count_table, pick_tables
 from senet.tallies import tally
 
@@ -37,8 +39,8 @@ APART: dict[str, dict[str, set[str]]] = {
         },
     },
     "3": {
-        "macs": {"SE-MobileNet", "ShuffleNet (g = 3)", "SE-ShuffleNet (g = 3)"},
-        "parameters": {"ShuffleNet (g = 3)", "SE-ShuffleNet (g = 3)"},
+        "macs": {"SE-MobileNet", "ShuffleNet", "SE-ShuffleNet"},
+        "parameters": {"ShuffleNet", "SE-ShuffleNet"},
     },
     "reduction": {"parameters": {"r = 4", "r = 8", "r = 32"}},
     "stage": {"parameters": {"stage 4"}},
@@ -112,7 +114,7 @@ def test_printed_figures_are_in_their_rows() -> None:
     rows = {(key, row.label): row for key, table in PUBLISHED.items() for row in table.rows}
     row = rows["2", "SE-ResNeXt-101 (32×4d)"]
     assert (row.top1, row.top5, row.macs, row.parameters) == ("20.70", "5.01", "8.00", "")
-    row = rows["3", "SE-ShuffleNet (g = 3)"]
+    row = rows["3", "SE-ShuffleNet"]
     assert (row.top1, row.top5, row.macs, row.parameters) == ("31.0", "11.1", "142", "2.4")
     assert rows["4", "SE-WRN-16-8"].top1 == "3.88"
     assert rows["5", "SE-Shake-Even 29 2x4x64d + Cutout"].top1 == "15.41"
@@ -235,12 +237,20 @@ def complaint(capfd: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
 
 def test_the_console_shows_printed_counted_and_why(capfd: pytest.CaptureFixture[str]) -> None:
     out = printed(capfd, "reduction")
-    (line,) = (line for line in out.splitlines() if line.startswith(" r = 32"))
-    assert line.split()[3:] == ["22.72", "/", "6.20", "3.859", "26.9", "26.81", "-0.09", "a"]
+    (line,) = (line for line in out.splitlines() if line.startswith("r = 32"))
+    assert line.split()[3:] == ["22.72/6.20", "3.859", "26.9M", "26.81M", "-0.09", "a"]
     assert "a: counted with the norms' running means" in out
     assert "r = 32 26.815, with them 26.868, printed 26.9" in out
     assert "measured" not in out
     assert "-0.00" not in out.replace("-0.00 ", "")
+
+
+def test_the_console_fits_80_columns() -> None:
+    table = count_table(PUBLISHED["3"])
+    out = io.StringIO()
+    print_tables([table], Console(file=out, width=80))
+    assert "…" not in out.getvalue()
+    assert "\nSE-ShuffleNet  31.0/11.1      142   138.07" in out.getvalue()
 
 
 def test_markdown_is_a_table(capfd: pytest.CaptureFixture[str]) -> None:
@@ -249,7 +259,7 @@ def test_markdown_is_a_table(capfd: pytest.CaptureFixture[str]) -> None:
     rows = [line for line in lines if line.startswith("|")]
     assert len(rows) == 2 + 6
     assert len({line.count("|") for line in rows}) == 1
-    assert rows[3] == "| r = 4 | 22.25 / 6.09 | 3.868 | 35.7 | 35.62 | -0.08 | a |"
+    assert rows[3] == "| r = 4 | 22.25/6.09 | 3.868 | 35.7M | 35.62M | -0.08 | a |"
 
 
 def test_csv_and_json_have_all_rows(capfd: pytest.CaptureFixture[str]) -> None:
@@ -281,7 +291,7 @@ def test_measured_errors_are_shown(capfd: pytest.CaptureFixture[str], tmp_path: 
     (tmp_path / "digits-reduction.csv").write_text("\n".join((head, *rows, "")))
     out = printed(capfd, "reduction", "no-squeeze", "--results", tmp_path)
     assert out.count("measured top-1") == 1  # the other table has no results
-    (line,) = (line for line in out.splitlines() if line.startswith(" r = 4"))
+    (line,) = (line for line in out.splitlines() if line.startswith("r = 4"))
     assert "9.00 (se_resnet20, digits, 1 run)" in line
     (record,) = (
         record

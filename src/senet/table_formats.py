@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from rich import box
 from rich.console import Console
@@ -29,10 +29,13 @@ COUNTED = (
 def print_tables(tables: Sequence[Table], console: Console) -> None:
     """Print tables with their notes, and what is counted."""
     for table in tables:
-        shown = RichTable(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
+        shown = RichTable(
+            box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False, show_edge=False
+        )
         heads, rows = _grid(table)
         for place, head in enumerate(heads):
-            shown.add_column(Text(head), justify="right" if place else "left", vertical="bottom")
+            side: Literal["left", "right"] = "right" if place else "left"
+            shown.add_column(Text(head), justify=side, vertical="bottom", overflow="fold")
         for cells in rows:
             shown.add_row(*map(Text, cells))
         console.print(Text(table.published.title, style="bold"))
@@ -76,16 +79,16 @@ def _grid(table: Table) -> tuple[list[str], list[list[str]]]:
     """Headings and cells; columns that would be empty are not there."""
     published, marks = table.published, _marks(table)
     errors = [
-        " / ".join(filter(None, (row.published.top1, row.published.top5))) for row in table.rows
+        "/".join(filter(None, (row.published.top1, row.published.top5))) for row in table.rows
     ]
     two = any(row.published.top5 for row in table.rows)
     columns = [
         ("network", [row.published.label for row in table.rows]),
-        ("top-1 / top-5\nerror, %" if two else "top-1\nerror, %", errors),
+        ("top-1/5\nerror, %" if two else "top-1\nerror, %", errors),
     ]
     digits = published.decimals
     columns += _columns(f"{published.unit}MACs", table, "macs", digits[0])
-    columns += _columns("M params", table, "parameters", digits[1])
+    columns += _columns("params", table, "parameters", digits[1], "M")
     columns += _columns("MiB", table, "file", 1)
     measured = ["\n".join(map(str, row.measured)) for row in table.rows]
     columns.append(("measured top-1 [/ top-5]\nerror, %", measured))
@@ -96,10 +99,12 @@ def _grid(table: Table) -> tuple[list[str], list[list[str]]]:
     return heads, [list(cells) for cells in zip(*(cells for _, cells in kept), strict=True)]
 
 
-def _columns(what: str, table: Table, name: str, digits: int) -> list[tuple[str, list[str]]]:
+def _columns(
+    what: str, table: Table, name: str, digits: int, suffix: str = ""
+) -> list[tuple[str, list[str]]]:
     figures: list[Figure | None] = [getattr(row, name) for row in table.rows]
-    printed = [figure.printed if figure else "" for figure in figures]
-    counted = [f"{figure.counted:.{digits}f}" if figure else "" for figure in figures]
+    printed = [f"{one.printed}{suffix}" if one and one.printed else "" for one in figures]
+    counted = [f"{one.counted:.{digits}f}{suffix}" if one else "" for one in figures]
     apart = [_signed(figure, digits) for figure in figures]
     return [(f"{what}\nprinted", printed), (f"{what}\ncounted", counted), ("\ndiff.", apart)]
 

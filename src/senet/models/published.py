@@ -129,12 +129,12 @@ _TABLE_2 = PublishedTable(
 
 _TABLE_3 = PublishedTable(
     "3",
-    "Table 3: ImageNet, networks for mobile devices",
+    "Table 3: ImageNet, networks for mobile devices (ShuffleNet 1×, g = 3)",
     (
         PublishedRow("MobileNet", "mobilenet", "28.4", "9.4", "569", "4.2"),
         _se("SE-MobileNet", "se_mobilenet", "25.3", "7.7", "572", "4.7"),
-        PublishedRow("ShuffleNet (g = 3)", "shufflenet", "32.6", "12.5", "140", "1.8"),
-        _se("SE-ShuffleNet (g = 3)", "se_shufflenet", "31.0", "11.1", "142", "2.4"),
+        PublishedRow("ShuffleNet", "shufflenet", "32.6", "12.5", "140", "1.8"),
+        _se("SE-ShuffleNet", "se_shufflenet", "31.0", "11.1", "142", "2.4"),
     ),
     unit="M",
     decimals=(2, 2),
