@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "pack": ("senet.commands.pack", "a folder of images as tar shards with a manifest"),
     "export": ("senet.commands.export", "a network as an ONNX, OpenVINO or torch.export file"),
     "plan": ("senet.commands.plan", "where SE would go in a network, and what it would add"),
+    "tables": ("senet.commands.tables", "the paper's tables, printed beside counted"),
     "bench": ("senet.commands.bench", "what SE costs a network, beside the plain one"),
 }
 """Command → its module, which has ``main(argv) -> int``, and what it does."""

@@ -1,0 +1,221 @@
+"""The paper's tables beside ours: printed, counted, the difference, and what explains it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from .errors import UserError, nearest
+from .models.published import PUBLISHED, PublishedRow, PublishedTable
+from .results import Measured, Result, summarise
+from .tallies import Tally, tally, tally_element_wise
+
+__all__ = ["UNEXPLAINED", "Explanation", "Figure", "Row", "Table", "count_table", "pick_tables"]
+
+UNITS = {"G": 1e9, "M": 1e6}
+
+UNEXPLAINED = "not explained"
+_ELEMENT_WISE = (
+    "the printed figure lies between the multiply-adds and these plus one operation for each "
+    "element of norms, activations, sums, pooling and gates, of which the paper does not say what "
+    "it counts"
+)
+_STATISTICS = (
+    "counted with the norms' running means and variances, which are stored but not trained, it is "
+    "the printed figure"
+)
+_CUT_OFF = "cut off after the printed digits, not rounded, it is the printed figure"
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why a counted figure is not the printed one.
+
+    Args:
+        reason: what holds for the row, shared by the rows that it explains.
+        numbers: the row and its figures.
+    """
+
+    reason: str
+    numbers: str
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A quantity, printed and counted.
+
+    Args:
+        printed: as in the paper; empty where it prints none.
+        counted: ours, in the printed figure's unit.
+        explanation: None where they agree or nothing is printed.
+    """
+
+    printed: str
+    counted: float
+    explanation: Explanation | None = None
+
+    @property
+    def difference(self) -> float | None:
+        """Counted less printed; None where nothing is printed."""
+        return self.counted - float(self.printed) if self.printed else None
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table, in the table's units.
+
+    Args:
+        published: what the paper prints.
+        macs, parameters: multiply-adds; parameters in millions.
+        file: MiB; None where no file was released.
+        measured: what results on file say.
+    """
+
+    published: PublishedRow
+    macs: Figure
+    parameters: Figure
+    file: Figure | None
+    measured: tuple[Measured, ...] = ()
+
+    @property
+    def explanations(self) -> tuple[Explanation, ...]:
+        """Those of its figures, from left to right."""
+        figures = (self.macs, self.parameters, *([self.file] if self.file else []))
+        return tuple(figure.explanation for figure in figures if figure.explanation)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with its counts."""
+
+    published: PublishedTable
+    rows: tuple[Row, ...]
+
+
+def pick_tables(names: Sequence[str]) -> tuple[PublishedTable, ...]:
+    """The tables of these names, in the paper's order and each once; of no name all.
+
+    Raises:
+        UserError: there is no such table.
+
+    >>> [table.key for table in pick_tables(["gate", "2"])]
+    ['2', 'gate']
+    """
+    for name in names:
+        if name not in PUBLISHED:
+            close = nearest(name, PUBLISHED)
+            known = close if close.startswith("known") else f"{close}; all: {', '.join(PUBLISHED)}"
+            raise UserError(f"there is no table {name!r} to count; {known}")
+    return tuple(table for key, table in PUBLISHED.items() if not names or key in names)
+
+
+def count_table(
+    published: PublishedTable,
+    results: Iterable[Result] = (),
+    *,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Table:
+    """Count every row of a table, and set beside it what was measured.
+
+    Args:
+        published: the table.
+        results: runs on file.
+        progress: is told each row before it is counted.
+
+    Raises:
+        UserError: a network does not exist or does not run on the meta device.
+    """
+    known = list(results)
+    rows = []
+    for row in published.rows:
+        progress(row.label)
+        rows.append(_row(published, row, known))
+    return Table(published, tuple(rows))
+
+
+def _row(table: PublishedTable, row: PublishedRow, results: list[Result]) -> Row:
+    counts = tally(row.network, table.num_classes, row.options)
+    unit = UNITS[table.unit]
+    macs = Figure(row.macs, counts.macs / unit)
+    if not _agrees(macs):
+        macs = Figure(macs.printed, macs.counted, _of_macs(table, row, macs.counted))
+    parameters = Figure(row.parameters, counts.parameters / 1e6)
+    if not _agrees(parameters):
+        why = _of_parameters(row, counts)
+        parameters = Figure(parameters.printed, parameters.counted, why)
+    file = Figure(row.file, counts.file_mebibytes) if row.file else None
+    if file is not None and not _agrees(file):
+        numbers = f"{row.label} {file.counted:.2f} MiB, printed {row.file}"
+        file = Figure(
+            file.printed, file.counted, Explanation(row.file_remark or UNEXPLAINED, numbers)
+        )
+    measured = summarise(one for one in results if _is_of(one, table, row))
+    return Row(row, macs, parameters, file, measured)
+
+
+def _of_macs(table: PublishedTable, row: PublishedRow, counted: float) -> Explanation:
+    digits = table.decimals[0]
+    numbers = f"{row.label} {counted:.{digits}f}"
+    if row.macs_remark:
+        return Explanation(row.macs_remark, f"{numbers}, printed {row.macs}")
+    more = tally_element_wise(row.network, table.num_classes, row.options) / UNITS[table.unit]
+    half = _half(row.macs)
+    if counted - half <= float(row.macs) <= counted + more + half:
+        both = f"{numbers} to {counted + more:.{digits}f}"
+        return Explanation(_ELEMENT_WISE, f"{both}, printed {row.macs}")
+    return Explanation(UNEXPLAINED, f"{numbers}, printed {row.macs}")
+
+
+def _of_parameters(row: PublishedRow, counts: Tally) -> Explanation:
+    stored = (counts.parameters + counts.statistics) / 1e6
+    numbers = f"{row.label} {counts.parameters / 1e6:.3f}"
+    if row.parameters_remark:
+        return Explanation(row.parameters_remark, f"{numbers}, printed {row.parameters}")
+    if _agrees(Figure(row.parameters, stored)):
+        return Explanation(
+            _STATISTICS, f"{numbers}, with them {stored:.3f}, printed {row.parameters}"
+        )
+    if 0 <= counts.parameters / 1e6 - float(row.parameters) < 2 * _half(row.parameters):
+        return Explanation(_CUT_OFF, f"{numbers}, printed {row.parameters}")
+    return Explanation(UNEXPLAINED, f"{numbers}, printed {row.parameters}")
+
+
+def _agrees(figure: Figure) -> bool:
+    """Whether the counted figure, rounded, is the printed one, or none is printed."""
+    difference = figure.difference
+    return difference is None or abs(difference) <= _half(figure.printed) + 1e-9
+
+
+def _half(printed: str) -> float:
+    """Half a unit of the last digit of a printed figure.
+
+    >>> _half("3.86"), _half("569")
+    (0.005, 0.5)
+    """
+    return 0.5 * 10.0 ** -len(printed.partition(".")[2])
+
+
+def _is_of(result: Result, table: PublishedTable, row: PublishedRow) -> bool:
+    """Whether a run belongs beside a row.
+
+    An ablation's are in the files that have its key in their names, of any network, by variant;
+    those of the other tables in other files, by network.
+    """
+    swept = _ablation_of(result.source)
+    if table.ablation:
+        return swept == table.key and result.variant in row.variants
+    if swept is not None or (table.data is not None and result.data != table.data):
+        return False
+    plainly = ("", "plain", "se", row.network)
+    return result.network == row.network and result.variant in plainly
+
+
+def _ablation_of(source: str) -> str | None:
+    """The ablation whose key is in the name of a file; the longest, for squeeze is in no-squeeze.
+
+    >>> _ablation_of("tiny_no_squeeze"), _ablation_of("gate"), _ablation_of("pair")
+    ('no-squeeze', 'gate', None)
+    """
+    name = source.lower().replace("_", "-")
+    keys = [key for key, table in PUBLISHED.items() if table.ablation and key in name]
+    return max(keys, key=len, default=None)
