@@ -40,6 +40,7 @@ OPTIONS = {
         *("accumulate", "ema_decay", "drop_path", "layer_decay", "compile", *BLOCKS),
         *("nodes", "strategy", "sync_batchnorm", "peer_timeout"),
     },
+    "sweep": set(),
     "evaluate": {"data", "part", "data_root", "batch_size", "workers", "device", "json"},
     "predict": {"top", "device", "json"},
     "export": {
@@ -52,7 +53,12 @@ OPTIONS = {
         *("device", "threads", "csv", "json"),
     },
 }
-REQUIRED = {"out", "run", "images", "name", "folder"}
+ONE_RUN = {"config", "print_config", "resume", "seed", "twin"}
+SEVERAL_DEVICES = {"devices", "nodes", "strategy", "sync_batchnorm", "peer_timeout"}
+OPTIONS["sweep"] = (OPTIONS["train"] - ONE_RUN - SEVERAL_DEVICES) | {
+    *("variants", "seeds", "retry", "json"),
+}
+REQUIRED = {"out", "run", "images", "name", "folder", "recipe"}
 WITHOUT_DEFAULT = {"help", "config", "print_config", *REQUIRED}
 
 
