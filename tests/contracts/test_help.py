@@ -56,7 +56,7 @@ OPTIONS = {
 ONE_RUN = {"config", "print_config", "resume", "seed", "twin"}
 SEVERAL_DEVICES = {"devices", "nodes", "strategy", "sync_batchnorm", "peer_timeout"}
 OPTIONS["sweep"] = (OPTIONS["train"] - ONE_RUN - SEVERAL_DEVICES) | {
-    *("variants", "seeds", "retry", "json"),
+    *("variants", "seeds", "retry", "jobs", "json"),
 }
 REQUIRED = {"out", "run", "images", "name", "folder", "recipe"}
 WITHOUT_DEFAULT = {"help", "config", "print_config", *REQUIRED}

@@ -13,9 +13,22 @@ from jsonargparse import ArgumentParser, Namespace
 
 from ..errors import UserError
 from ..options import TrainOptions
-from ..sweep_recipes import SHARED, Recipe, Sweep, pick, read_recipe, resolve, with_seeds
-from ..sweep_results import FAILED, RunResult, document, failures, rich_table
-from ..sweeps import SWEEP, run_sweep
+from ..sweeps import (
+    FAILED,
+    SHARED,
+    SWEEP,
+    Recipe,
+    RunResult,
+    Sweep,
+    document,
+    failures,
+    pick,
+    read_recipe,
+    resolve,
+    rich_table,
+    run_sweep,
+    with_seeds,
+)
 from .parsing import add_dataclass_options, command_parser, parse
 from .stopping import terminable
 
@@ -64,6 +77,12 @@ def parser() -> ArgumentParser:
         help="train runs that failed once more, from their last finished epoch",
     )
     made.add_argument(
+        "--jobs",
+        type=int,
+        default=1,
+        help="runs to train at the same time, each in a process of its own, on the GPUs in turn",
+    )
+    made.add_argument(
         "--progress",
         choices=("auto", "bar", "lines"),
         default="auto",
@@ -81,6 +100,8 @@ def main(argv: Sequence[str]) -> int:
     given, recipe = _parse(argv)
     if given.seeds is not None:
         recipe = with_seeds(recipe, given.seeds)
+    if not 1 <= given.jobs <= 64:
+        raise UserError(f"jobs is {given.jobs}, but must be at least 1 and at most 64")
     sweep = resolve(recipe, {name: given[name] for name in SHARED})
     wanted = pick(sweep, given.variants)
     on_terminal = sys.stdout.isatty() and not given.json
@@ -91,7 +112,15 @@ def main(argv: Sequence[str]) -> int:
     terminated: list[int] = []
     try:
         with terminable(terminated):
-            rows = run_sweep(sweep, given.out, variants=wanted, retry=given.retry, bar=bar, say=say)
+            rows = run_sweep(
+                sweep,
+                given.out,
+                variants=wanted,
+                retry=given.retry,
+                jobs=given.jobs,
+                bar=bar,
+                say=say,
+            )
     except KeyboardInterrupt:
         word, status = ("terminated", 143) if terminated else ("interrupted", 130)
         print(f"senet: {word}{_how_to_go_on(given.out)}", file=sys.stderr)

@@ -10,9 +10,9 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped,unused-ignore]
 
-from .errors import UserError, nearest
-from .models import plain_name
-from .options import (
+from ..errors import UserError, nearest
+from ..models import plain_name
+from ..options import (
     SE_OPTIONS,
     TrainOptions,
     changed_option,
@@ -21,7 +21,7 @@ from .options import (
     typed_values,
     values_yaml,
 )
-from .resumption import with_absolute_paths
+from ..resumption import with_absolute_paths
 
 __all__ = [
     "SHARED",
@@ -34,7 +34,7 @@ __all__ = [
     "with_seeds",
 ]
 
-_KEYS = ("base", "seeds", "variants", "baseline")
+_KEYS = ("base", "seeds", "variants", "baseline", "optional")
 _NOT_HERE = {
     "seed": "a sweep has a list of them, seeds: [0, 1, 2]",
     "twin": "a sweep has variants for that, plain: {se: false} and se: {se: true}",
@@ -63,6 +63,7 @@ class Recipe:
         seeds: each variant is trained once with each.
         variants: name → what it has instead of the base's.
         baseline: the variant that the others are compared with; None for none.
+        optional: variants that are left out where a network or its data has no place for them.
     """
 
     source: Path
@@ -70,6 +71,7 @@ class Recipe:
     seeds: tuple[int, ...]
     variants: Mapping[str, Mapping[str, Any]]
     baseline: str | None
+    optional: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -163,7 +165,23 @@ def _recipe_of(document: Any, source: Path) -> Recipe:
         raise UserError(
             f"baseline is {baseline!r}, which is no variant; {nearest(str(baseline), variants)}"
         )
-    return Recipe(source, base, seeds, variants, None if baseline is None else str(baseline))
+    return Recipe(
+        source,
+        base,
+        seeds,
+        variants,
+        None if baseline is None else str(baseline),
+        _names(document.get("optional", []), variants),
+    )
+
+
+def _names(given: Any, variants: Iterable[str]) -> tuple[str, ...]:
+    if not isinstance(given, list):
+        raise UserError(f"optional is {in_yaml(given)}, but must be a list of variants")
+    for name in map(str, given):
+        if name not in variants:
+            raise UserError(f"optional names {name!r}, no variant; {nearest(name, variants)}")
+    return tuple(map(str, given))
 
 
 def _seeds(given: Any) -> tuple[int, ...]:
@@ -292,7 +310,11 @@ def pick(sweep: Sweep, names: str | None) -> tuple[str, ...]:
 def sweep_yaml(sweep: Sweep) -> str:
     """The sweep as a recipe that says everything, which `read_recipe` takes."""
     recipe = sweep.recipe
-    head = {"seeds": list(recipe.seeds), "baseline": recipe.baseline}
+    head = {
+        "seeds": list(recipe.seeds),
+        "baseline": recipe.baseline,
+        "optional": list(recipe.optional),
+    }
     return "".join(
         (
             "# senet sweep sweep.yaml --out DIR\n",

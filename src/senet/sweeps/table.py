@@ -1,149 +1,33 @@
-"""The results of a sweep: a row for each run, and what the rows of a variant come to."""
+"""The table of a sweep: what a variant's runs come to, and its difference to the baseline."""
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, stdev
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any
 
-from .errors import UserError
-from .runs import atomic_write
-from .sweep_recipes import Sweep
+from ..runs import atomic_write
+from .recipe import Sweep
+from .results import FAILED, FINISHED, RunResult, in_order
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 __all__ = [
-    "FAILED",
-    "FINISHED",
-    "RESULTS",
     "TABLE",
-    "RunResult",
     "Spread",
     "Summary",
-    "as_mapping",
     "document",
     "failures",
     "markdown",
-    "read_results",
     "rich_table",
     "summarise",
-    "write_results",
+    "write_table",
 ]
 
-RESULTS = Path("results.csv")
 TABLE = Path("table.md")
-FINISHED, FAILED = "finished", "failed"
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """A line of results.csv: how one run ended.
-
-    Args:
-        variant: of the recipe.
-        seed: of the run.
-        status: finished or failed.
-        network: its name.
-        data: the data set, or the folder's name.
-        image_size: height and width in pixels; None where the run failed before it was known.
-        epochs: that were finished.
-        top1: share of the held-out images that the last epoch's weights get right, of 1.
-        top5: share whose class is among the five highest logits, likewise.
-        best_epoch: the epoch with the highest top-1, on these same images.
-        best_top1: its top-1.
-        best_top5: its top-5.
-        parameters: see `senet.cost.count_parameters`.
-        macs: multiply-adds for one image; see `senet.cost.count_macs`.
-        seconds: wall clock of all epochs, those before an interruption too.
-        device: that it was trained on.
-        date: on which it ended.
-        versions: of what trained it.
-        reason: why it failed.
-    """
-
-    variant: str
-    seed: int
-    status: str
-    network: str
-    data: str
-    image_size: int | None = None
-    epochs: int = 0
-    top1: float | None = None
-    top5: float | None = None
-    best_epoch: int | None = None
-    best_top1: float | None = None
-    best_top5: float | None = None
-    parameters: int | None = None
-    macs: int | None = None
-    seconds: float | None = None
-    device: str = ""
-    date: str = ""
-    versions: str = ""
-    reason: str = ""
-
-
-def write_results(directory: Path, sweep: Sweep, rows: Iterable[RunResult]) -> None:
-    """Write results.csv and table.md, each whole."""
-    text = io.StringIO()
-    names = [field.name for field in fields(RunResult)]
-    writer = csv.DictWriter(text, names, lineterminator="\n")
-    writer.writeheader()
-    in_order = _in_order(sweep, rows)
-    writer.writerows(asdict(row) for row in in_order)
-    for path, data in (
-        (directory / RESULTS, text.getvalue().encode()),
-        (directory / TABLE, markdown(sweep, in_order).encode()),
-    ):
-        atomic_write(path, lambda file, data=data: file.write(data))  # type: ignore[misc]
-
-
-def read_results(directory: Path) -> list[RunResult]:
-    """The rows of results.csv; none where there is no such file yet.
-
-    Raises:
-        UserError: it cannot be read or is not what `write_results` wrote.
-    """
-    path = directory / RESULTS
-    if not path.exists():
-        return []
-    types = get_type_hints(RunResult)
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file, strict=True)
-            if reader.fieldnames != list(types):
-                raise UserError("its first line is not that of a sweep's results")
-            return [
-                RunResult(**{name: _value(types[name], row[name]) for name in types})
-                for row in reader
-            ]
-    except (OSError, ValueError, TypeError, csv.Error) as error:
-        raise UserError(
-            f"cannot read {path}: {' '.join(str(error).split())}; restore it, or remove it to have "
-            "it written anew from the runs"
-        ) from None
-
-
-def as_mapping(rows: Iterable[RunResult]) -> Mapping[tuple[str, int], RunResult]:
-    """The rows by variant and seed."""
-    return {(row.variant, row.seed): row for row in rows}
-
-
-def _value(kind: Any, text: str) -> Any:
-    if kind is str:
-        return text
-    if text == "" and kind in (int | None, float | None):
-        return None
-    return int(text) if kind in (int, int | None) else float(text)
-
-
-def _in_order(sweep: Sweep, rows: Iterable[RunResult]) -> list[RunResult]:
-    variants = list(sweep.options)
-    return sorted(rows, key=lambda row: (variants.index(row.variant), sweep.seeds.index(row.seed)))
 
 
 @dataclass(frozen=True)
@@ -187,18 +71,23 @@ class Summary:
 
 
 def summarise(sweep: Sweep, rows: Iterable[RunResult]) -> list[Summary]:
-    """A summary for each variant of the recipe, those without a run too."""
+    """A summary for each variant of the recipe, those without a run too.
+
+    An optional variant without a run is left out: the network may have no place for it.
+    """
     by_variant: dict[str, list[RunResult]] = {name: [] for name in sweep.options}
-    for row in _in_order(sweep, rows):
+    for row in in_order(sweep, rows):
         by_variant[row.variant].append(row)
     baseline = _finished(by_variant[sweep.baseline]) if sweep.baseline is not None else {}
     made = []
     for name, options in sweep.options.items():
+        if name in sweep.recipe.optional and not by_variant[name]:
+            continue
         done = _finished(by_variant[name])
         pairs = [(row, baseline[seed]) for seed, row in done.items() if seed in baseline]
         if name == sweep.baseline:
             pairs = []
-        costs = next(iter(done.values()), None)
+        costs = next(iter(by_variant[name]), None)
         made.append(
             Summary(
                 variant=name,
@@ -234,13 +123,11 @@ def _spread(values: Sequence[float | None]) -> Spread | None:
 
 def document(sweep: Sweep, rows: Sequence[RunResult]) -> dict[str, Any]:
     """Everything as one JSON document."""
-    summaries = summarise(sweep, rows)
     return {
         "baseline": sweep.baseline,
         "seeds": list(sweep.seeds),
-        "complete": all(s.runs == s.planned for s in summaries),
-        "variants": [asdict(summary) for summary in summaries],
-        "runs": [asdict(row) for row in _in_order(sweep, rows)],
+        "variants": [asdict(summary) for summary in summarise(sweep, rows)],
+        "runs": [asdict(row) for row in in_order(sweep, rows)],
     }
 
 
@@ -305,9 +192,15 @@ def failures(sweep: Sweep, rows: Iterable[RunResult]) -> list[str]:
     """A line for each run that failed, with its reason."""
     return [
         f"{row.variant}, seed {row.seed}, failed: {row.reason}"
-        for row in _in_order(sweep, rows)
+        for row in in_order(sweep, rows)
         if row.status == FAILED
     ]
+
+
+def write_table(directory: Path, sweep: Sweep, rows: Sequence[RunResult]) -> None:
+    """Write table.md, whole."""
+    data = markdown(sweep, rows).encode()
+    atomic_write(directory / TABLE, lambda file: file.write(data))
 
 
 def markdown(sweep: Sweep, rows: Sequence[RunResult]) -> str:
