@@ -6,6 +6,7 @@ import argparse
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -421,11 +422,16 @@ def typed_values(values: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: an unknown option, or a value of the wrong type.
     """
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(TrainOptions)
     try:
-        typed: dict[str, Any] = parser.parse_object(dict(values)).as_dict()
+        typed: dict[str, Any] = _parser().parse_object(dict(values)).as_dict()
     except argparse.ArgumentError as error:
         known = [field.name for field in fields(TrainOptions)]
         raise UserError(in_one_line(error, known)) from None
     return typed
+
+
+@cache  # a sixth of a second, and a sweep asks for every variant
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(TrainOptions)
+    return parser

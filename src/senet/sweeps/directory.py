@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -31,8 +32,8 @@ def results_so_far(sweep: Sweep, out: Path) -> dict[tuple[str, int], RunResult]:
         return {}
     if difference := resolve(read_recipe(path), {}).difference(sweep):
         raise UserError(
-            f"{out} holds another sweep, which differs in {difference}; name another directory, "
-            f"or go on with it: senet sweep {path} --out {out}"
+            f"{out} holds another sweep ({difference}); name another directory, or go on with it: "
+            + shlex.join(["senet", "sweep", str(path), "--out", str(out)])
         )
     rows = as_mapping(read_results(out))
     for variant, seed in rows:

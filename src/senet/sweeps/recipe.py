@@ -101,19 +101,19 @@ class Sweep:
         return replace(self.options[variant], seed=seed)
 
     def difference(self, other: Sweep) -> str | None:
-        """What ``other`` has instead that leads to other results, in a phrase; None for nothing."""
+        """What ``other`` has that leads to other results, in a phrase; None where nothing does."""
         for name, mine, theirs in (
             ("seeds", in_yaml(list(self.seeds)), in_yaml(list(other.seeds))),
             ("variants", ", ".join(self.options), ", ".join(other.options)),
             ("baseline", in_yaml(self.baseline), in_yaml(other.baseline)),
         ):
             if mine != theirs:
-                return f"{name}: {theirs}, not {mine}"
+                return f"{name}: {mine} there, {theirs} here"
         for variant, options in self.options.items():
-            pair = (other.options[variant], options)
+            pair = (options, other.options[variant])
             if changed := changed_option(*pair):
-                theirs, mine = (in_yaml(getattr(one, changed)) for one in pair)
-                return f"{changed} of variant {variant}: {theirs}, not {mine}"
+                mine, theirs = (in_yaml(getattr(one, changed)) for one in pair)
+                return f"{changed} of variant {variant}: {mine} there, {theirs} here"
         return None
 
 
@@ -196,9 +196,11 @@ def _seeds(given: Any) -> tuple[int, ...]:
 
 
 def _variants(given: Any) -> dict[str, dict[str, Any]]:
-    if not isinstance(given, dict) or not given:
-        what = "are no variants" if not given else "variants is no mapping"
-        raise UserError(f"there {what}; write variants: {{plain: {{se: false}}, se: {{se: true}}}}")
+    example = "variants: {plain: {se: false}, se: {se: true}}"
+    if not given:
+        raise UserError(f"there are no variants; write {example}")
+    if not isinstance(given, dict):
+        raise UserError(f"variants is {in_yaml(given)}, but must be a mapping, such as {example}")
     found: dict[str, dict[str, Any]] = {}
     for key, options in given.items():
         name = str(key)

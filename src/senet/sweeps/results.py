@@ -101,10 +101,12 @@ def read_results(directory: Path) -> list[RunResult]:
             reader = csv.DictReader(file, strict=True)
             if reader.fieldnames != list(types):
                 raise UserError("its first line is not that of a sweep's results")
-            return [
-                RunResult(**{name: _value(types[name], row[name]) for name in types})
-                for row in reader
-            ]
+            rows = list(reader)
+        if any(None in row or None in row.values() for row in rows):
+            raise UserError("a line is cut short, or too long")
+        return [
+            RunResult(**{name: _value(types[name], row[name]) for name in types}) for row in rows
+        ]
     except (OSError, ValueError, TypeError, csv.Error) as error:
         raise UserError(
             f"cannot read {path}: {' '.join(str(error).split())}; restore it, or remove it to have "

@@ -138,14 +138,10 @@ def _header(sweep: Sweep) -> tuple[str, ...]:
 
 def _line(summary: Summary) -> tuple[str, ...]:
     failed = f", {summary.failed} failed" if summary.failed else ""
-    runs = (
-        f"{summary.runs}"
-        if summary.runs == summary.planned
-        else (f"{summary.runs} of {summary.planned}{failed}")
-    )
+    unfinished = f" of {summary.planned}{failed}" if summary.runs < summary.planned else ""
     return (
         summary.variant,
-        runs,
+        f"{summary.runs}{unfinished}",
         _percent(summary.top1),
         _percent(summary.difference, sign="+"),
         _percent(summary.best_top1),
@@ -171,14 +167,13 @@ def caption(sweep: Sweep, rows: Sequence[RunResult]) -> str:
         row.data + (f" at {row.image_size}×{row.image_size}" if row.image_size else "")
         for row in rows
     )
-    epochs = _said(str(options.epochs) for options in sweep.options.values())
-    paired = (
-        ""
-        if sweep.baseline is None
-        else (f"; to {sweep.baseline}: difference to the run with the same seed")
-    )
+    lengths = sorted({options.epochs for options in sweep.options.values()})
+    epochs = f"{' or '.join(map(str, lengths))} epoch{'s' * (lengths != [1])}"
+    paired = ""
+    if sweep.baseline is not None:
+        paired = f"; to {sweep.baseline}: difference to the run with the same seed"
     return (
-        f"{of}, {epochs} epochs. Top-1 in % of the held-out images after the last epoch, and at "
+        f"{of}, {epochs}. Top-1 in % of the held-out images after the last epoch, and at "
         f"the best epoch, chosen on these same images: mean ± standard deviation over seeds "
         f"{', '.join(map(str, sweep.seeds))}{paired}. MACs for one image."
     )
@@ -241,5 +236,6 @@ def rich_table(sweep: Sweep, rows: Sequence[RunResult]) -> Table:
     for title in others:
         table.add_column(title, justify="right", no_wrap=True)
     for summary in summarise(sweep, rows):
-        table.add_row(*_line(summary))
+        name, ended, *figures = _line(summary)
+        table.add_row(name, ended.replace(", ", ",\n"), *figures)  # in 80 columns
     return table
