@@ -16,6 +16,7 @@ from jsonargparse import ArgumentParser
 from .errors import UserError
 from .parse_errors import in_one_line
 from .sites import MOST_HIDDEN
+from .yaml_values import in_yaml, values_yaml
 
 __all__ = [
     "SE_OPTIONS",
@@ -27,7 +28,6 @@ __all__ = [
     "options_yaml",
     "read_options",
     "typed_values",
-    "values_yaml",
 ]
 
 
@@ -345,36 +345,6 @@ def deciding(options: TrainOptions) -> dict[str, str]:
 def options_yaml(options: TrainOptions) -> str:
     """The options as YAML that `read_options` and ``senet train --config`` take."""
     return values_yaml(asdict(options))
-
-
-def values_yaml(values: Mapping[str, Any]) -> str:
-    """Names and values as YAML, a line each."""
-    return "".join(f"{name}: {_in_a_line(value, _Quoted)}\n" for name, value in values.items())
-
-
-def in_yaml(value: Any) -> str:
-    """The value of an option as it is written in YAML, in one line: null, true, [30, 60].
-
-    >>> in_yaml(None), in_yaml((30, 60)), in_yaml({"4": 8.0, "*": 4.0})
-    ('null', '[30, 60]', "{'4': 8.0, '*': 4.0}")
-    """
-    return _in_a_line(value, yaml.SafeDumper)
-
-
-class _Quoted(yaml.SafeDumper):  # type: ignore[misc,unused-ignore]
-    """Texts always in quotes: YAML's versions take 1e3, or on, for different things without."""
-
-
-_Quoted.add_representer(
-    str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="'")
-)
-
-
-def _in_a_line(value: Any, dumper: type[yaml.SafeDumper]) -> str:
-    flow: str = yaml.dump(
-        value, Dumper=dumper, default_flow_style=True, sort_keys=False, width=10**6
-    )
-    return flow.removesuffix("\n").removesuffix("\n...")
 
 
 def read_options(path: Path, *, whole: bool = False) -> TrainOptions:

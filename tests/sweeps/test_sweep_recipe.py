@@ -209,7 +209,7 @@ def test_some_variants_can_be_picked(written) -> None:
         ("variants: {no: {}}\n", "a variant is named false; .* in quotes where YAML"),
         ("variants: {..: {}}\n", "a variant is named"),
         ("variants: {a: {}, A: {}}\n", "variants a and A would have the same folder"),
-        ("variants: {a: {}, a: {se: true}}\n", "a is there twice"),
+        ("variants:\n  a: {}\n  a: {se: true}\n", "a is there twice, in line 3"),
         ("baseline: plan\n" + PAIR, "baseline is 'plan', which is no variant; nearest: 'plain'"),
         ("optional: [sa]\n" + PAIR, "optional names 'sa', no variant; nearest: 'se'"),
         ("optional: se\n" + PAIR, "optional is se, but must be a list"),

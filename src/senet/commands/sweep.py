@@ -123,7 +123,7 @@ def main(argv: Sequence[str]) -> int:
             )
     except KeyboardInterrupt:
         word, status = ("terminated", 143) if terminated else ("interrupted", 130)
-        print(f"senet: {word}{_how_to_go_on(given.out)}", file=sys.stderr)
+        print(f"senet: {word}{_how_to_go_on(given)}", file=sys.stderr)
         return status
     if given.json:
         print(json.dumps(document(sweep, rows), indent=2))
@@ -141,12 +141,16 @@ def _parse(argv: Sequence[str]) -> tuple[Namespace, Recipe]:
     return parse(made, argv), recipe
 
 
-def _how_to_go_on(out: str) -> str:
-    path = Path(out) / SWEEP
+def _how_to_go_on(given: Namespace) -> str:
+    path = Path(given.out) / SWEEP
     if not path.exists():
         return " before the sweep began; nothing was written"
-    again = shlex.join(["senet", "sweep", str(path), "--out", out])
-    return f"; finished runs and epochs are saved, to go on: {again}"
+    words = ["senet", "sweep", str(path), "--out", given.out]
+    if given.variants is not None:
+        words += ["--variants", given.variants]
+    if given.jobs > 1:
+        words += ["--jobs", str(given.jobs)]
+    return f"; finished runs and epochs are saved, to go on: {shlex.join(words)}"
 
 
 def _show(sweep: Sweep, rows: Sequence[RunResult]) -> None:

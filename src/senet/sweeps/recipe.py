@@ -16,12 +16,11 @@ from ..options import (
     SE_OPTIONS,
     TrainOptions,
     changed_option,
-    in_yaml,
     options_of,
     typed_values,
-    values_yaml,
 )
 from ..resumption import with_absolute_paths
+from ..yaml_values import in_yaml, values_yaml
 
 __all__ = [
     "SHARED",
@@ -138,9 +137,11 @@ class _Strict(yaml.SafeLoader):  # type: ignore[misc,unused-ignore]
     """YAML in which a mapping names nothing twice: the first of two variants would be lost."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        names = [key.value for key, _ in node.value]
-        if twice := next((name for name in names if names.count(name) > 1), None):
-            raise UserError(f"{twice} is there twice, again in line {node.start_mark.line + 1} ff.")
+        keys = [key for key, _ in node.value]
+        names = [key.value for key in keys]
+        for index, key in enumerate(keys):
+            if key.value in names[:index]:
+                raise UserError(f"{key.value} is there twice, in line {key.start_mark.line + 1}")
         made: dict[Any, Any] = super().construct_mapping(node, deep=deep)
         return made
 

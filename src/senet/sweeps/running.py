@@ -135,7 +135,8 @@ def _with_costs(plan: RunPlan, data: ImageData) -> RunPlan:
         model = build(options, num_classes=classes)
         if options.init is not None:
             start_from(model, Path(options.init), options.model, num_classes=classes)
-    make_trainer(options, plan.directory, export=_nothing, report=_nothing)
+    alone = replace(options, tensorboard=False)  # which would write
+    make_trainer(alone, plan.directory, export=_nothing, report=_nothing)
     return replace(
         plan,
         parameters=cost.count_parameters(model),
