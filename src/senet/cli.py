@@ -16,6 +16,7 @@ __all__ = ["COMMANDS", "main"]
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("senet.commands.train", "train a network, and its plain twin to compare with"),
+    "sweep": ("senet.commands.sweep", "variants of a network with several seeds each, one table"),
     "evaluate": ("senet.commands.evaluate", "accuracy, confusions and speed of a trained network"),
     "predict": ("senet.commands.predict", "the likeliest classes of images"),
     "pack": ("senet.commands.pack", "a folder of images as tar shards with a manifest"),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,14 +17,18 @@ from .errors import UserError
 from .models import split_name, twin_name
 from .parse_errors import in_one_line
 from .sites import MOST_HIDDEN
+from .yaml_values import in_yaml, values_yaml
 
 __all__ = [
+    "SE_OPTIONS",
     "TrainOptions",
     "changed_option",
     "deciding",
     "in_yaml",
+    "options_of",
     "options_yaml",
     "read_options",
+    "typed_values",
 ]
 
 
@@ -235,15 +240,16 @@ class TrainOptions:
     def without_se(self) -> TrainOptions:
         """The same run of the network without SE: every option of SE has its default."""
         untouched = TrainOptions()
-        plain = {name: getattr(untouched, name) for name in (*_SE, "twin")}
+        plain = {name: getattr(untouched, name) for name in (*SE_OPTIONS, "twin")}
         return replace(self, model=split_name(self.model)[0], **plain)
 
 
 _NULLS = ("null", "Null", "NULL", "~")
-_SE = (
+SE_OPTIONS = (
     *("placement", "sites", "reduction", "hidden", "min_hidden", "divisor", "bias"),
     *("gate", "activation", "squeeze", "se_lr", "warm_start"),
 )
+"""The options that only a network with SE has a use for."""
 
 
 def _one_or_each(reduction: float | dict[str, float]) -> float | dict[str, float]:
@@ -339,34 +345,7 @@ def deciding(options: TrainOptions) -> dict[str, str]:
 
 def options_yaml(options: TrainOptions) -> str:
     """The options as YAML that `read_options` and ``senet train --config`` take."""
-    return "".join(
-        f"{name}: {_in_a_line(value, _Quoted)}\n" for name, value in asdict(options).items()
-    )
-
-
-def in_yaml(value: Any) -> str:
-    """The value of an option as it is written in YAML, in one line: null, true, [30, 60].
-
-    >>> in_yaml(None), in_yaml((30, 60)), in_yaml({"4": 8.0, "*": 4.0})
-    ('null', '[30, 60]', "{'4': 8.0, '*': 4.0}")
-    """
-    return _in_a_line(value, yaml.SafeDumper)
-
-
-class _Quoted(yaml.SafeDumper):  # type: ignore[misc,unused-ignore]
-    """Texts always in quotes: YAML's versions take 1e3, or on, for different things without."""
-
-
-_Quoted.add_representer(
-    str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="'")
-)
-
-
-def _in_a_line(value: Any, dumper: type[yaml.SafeDumper]) -> str:
-    flow: str = yaml.dump(
-        value, Dumper=dumper, default_flow_style=True, sort_keys=False, width=10**6
-    )
-    return flow.removesuffix("\n").removesuffix("\n...")
+    return values_yaml(asdict(options))
 
 
 def read_options(path: Path, *, whole: bool = False) -> TrainOptions:
@@ -381,8 +360,6 @@ def read_options(path: Path, *, whole: bool = False) -> TrainOptions:
         UserError: the file cannot be read, or names an unknown option, or an option has a value
             of the wrong type; an option is missing from a file that is to be whole.
     """
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(TrainOptions)
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         if not isinstance(values, dict):
@@ -394,11 +371,38 @@ def read_options(path: Path, *, whole: bool = False) -> TrainOptions:
                 f"cut short or edited, {', '.join(missing[:3])}{', …' * (len(missing) > 3)} "
                 f"{'is' if len(missing) == 1 else 'are'} missing; restore it from a copy"
             )
-        return TrainOptions(**parser.parse_object(values).as_dict())
+        return options_of(values)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except (OSError, ValueError, RecursionError, OverflowError, yaml.YAMLError) as error:
         raise UserError(f"cannot read {path}: {' '.join(str(error).split())}") from None
+
+
+def options_of(values: Mapping[str, Any]) -> TrainOptions:
+    """The options with these values, as YAML has them; those left out have their defaults.
+
+    Raises:
+        UserError: an unknown option, or a value of the wrong type or out of range.
+    """
+    return TrainOptions(**typed_values(values))
+
+
+def typed_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Every option's value, of its type, where ``values`` has some, as YAML has them.
+
+    Raises:
+        UserError: an unknown option, or a value of the wrong type.
+    """
+    try:
+        typed: dict[str, Any] = _parser().parse_object(dict(values)).as_dict()
     except argparse.ArgumentError as error:
         known = [field.name for field in fields(TrainOptions)]
-        raise UserError(f"{path}: {in_one_line(error, known)}") from None
+        raise UserError(in_one_line(error, known)) from None
+    return typed
+
+
+@cache  # a sixth of a second, and a sweep asks for every variant
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(TrainOptions)
+    return parser

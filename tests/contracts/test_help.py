@@ -40,6 +40,7 @@ OPTIONS = {
         *("accumulate", "ema_decay", "drop_path", "layer_decay", "compile", *BLOCKS),
         *("nodes", "strategy", "sync_batchnorm", "peer_timeout"),
     },
+    "sweep": set(),
     "evaluate": {"data", "part", "data_root", "batch_size", "workers", "device", "json"},
     "predict": {"top", "device", "json"},
     "export": {
@@ -52,6 +53,11 @@ OPTIONS = {
         *("columns", "batch", "infer_batch", "image_size", "layout", "dtype", "rounds"),
         *("device", "threads", "csv", "json"),
     },
+}
+ONE_RUN = {"config", "print_config", "resume", "seed", "twin"}
+SEVERAL_DEVICES = {"devices", "nodes", "strategy", "sync_batchnorm", "peer_timeout"}
+OPTIONS["sweep"] = (OPTIONS["train"] - ONE_RUN - SEVERAL_DEVICES) | {
+    *("variants", "seeds", "retry", "jobs", "json"),
 }
 WITHOUT_DEFAULT = {"help", "config", "print_config"}
 

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import shlex
-import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from types import FrameType
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -20,6 +16,7 @@ from ..ranks import is_helper
 from ..training import CONFIG, TrainResult, train
 from ..verification import VerificationError
 from .parsing import add_dataclass_options, command_parser, parse
+from .stopping import terminable
 
 __all__ = ["main", "parser"]
 
@@ -66,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
     bar = given.progress == "bar" or (given.progress == "auto" and sys.stdout.isatty())
     terminated: list[int] = []
     try:
-        with _terminable(terminated):
+        with terminable(terminated):
             pipes = _typed(argv, options)
             result = train(options, given.out, resume=given.resume, bar=bar, pipes=pipes)
     except VerificationError as error:
@@ -79,24 +76,6 @@ def main(argv: Sequence[str]) -> int:
     if not is_helper():
         _tell(result)
     return 0
-
-
-@contextmanager
-def _terminable(received: list[int]) -> Iterator[None]:
-    """Have SIGTERM stop as Ctrl-C does, and note it in ``received``."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():  # which alone gets signals
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _how_to_go_on(out: str) -> str:
