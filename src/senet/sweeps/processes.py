@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection, wait
@@ -30,7 +30,7 @@ class _Job:
 
 def train_at_once(
     plans: Sequence[RunPlan], jobs: int, say: Callable[[str], None]
-) -> Iterator[RunResult]:
+) -> Generator[RunResult, None, None]:
     """Train runs, ``jobs`` at a time; their results as they end.
 
     The GPUs that this process may use are given out in turn; with more jobs than GPUs several

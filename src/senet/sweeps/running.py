@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -70,13 +71,17 @@ def run_sweep(
     begin(sweep, out)
     keep(sweep, out, rows)
     at_once = jobs > 1 and len(plans) > 1
-    for row in train_at_once(plans, jobs, say) if at_once else _in_turn(plans, bar, say):
-        rows[row.variant, row.seed] = row
-        keep(sweep, out, rows)
+    # Closed whatever happens here, for there may be processes to end.
+    with closing(
+        train_at_once(plans, jobs, say) if at_once else _in_turn(plans, bar, say)
+    ) as ended:
+        for row in ended:
+            rows[row.variant, row.seed] = row
+            keep(sweep, out, rows)
     return list(rows.values())
 
 
-def _in_turn(plans: Sequence[RunPlan], bar: bool, say: Say) -> Iterator[RunResult]:
+def _in_turn(plans: Sequence[RunPlan], bar: bool, say: Say) -> Generator[RunResult, None, None]:
     for number, plan in enumerate(plans, start=1):
         tell = partial(_tell, say, f"[{number}/{len(plans)}] {plan.variant}, seed {plan.seed}: ")
         row = train_run(plan, bar=bar, say=tell)

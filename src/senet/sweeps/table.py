@@ -172,10 +172,11 @@ def caption(sweep: Sweep, rows: Sequence[RunResult]) -> str:
     paired = ""
     if sweep.baseline is not None:
         paired = f"; to {sweep.baseline}: difference to the run with the same seed"
+    seeds = f"seed{'s' * (len(sweep.seeds) > 1)} {', '.join(map(str, sweep.seeds))}"
     return (
         f"{of}, {epochs}. Top-1 in % of the held-out images after the last epoch, and at "
-        f"the best epoch, chosen on these same images: mean ± standard deviation over seeds "
-        f"{', '.join(map(str, sweep.seeds))}{paired}. MACs for one image."
+        f"the best epoch, chosen on these same images: mean ± standard deviation over "
+        f"{seeds}{paired}. MACs for one image."
     )
 
 
