@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -208,11 +209,16 @@ def test_plain_totals(network: str) -> None:
     assert count_macs(model) == sum(int(row["macs"]) for row in rows)
 
 
+@cache
+def twin(network: str) -> nn.Module:
+    with torch.device("meta"):
+        return create_model(twin_name(network))
+
+
 @pytest.mark.parametrize("network", NETWORKS)
 def test_se_totals(network: str) -> None:
     rows = read_table(network)
-    with torch.device("meta"):
-        model = create_model(twin_name(network))
+    model = twin(network)
     assert count_parameters(model) == sum(int(row["params"]) for row in rows)
     assert count_macs(model) == sum(int(row["macs"]) for row in rows)
     assert (count_parameters(model), count_macs(model)) == TOTALS[network]
@@ -226,8 +232,7 @@ def test_se_totals(network: str) -> None:
 def test_every_block_is_the_tables(network: str) -> None:
     rows = [row for row in read_table(network) if is_excitation(row)]
     expected = [(int(row["in_ch"]), int(row["out_ch"]), int(row["params"])) for row in rows]
-    with torch.device("meta"):
-        model = create_model(twin_name(network))
+    model = twin(network)
     blocks = [module for module in model.modules() if isinstance(module, SqueezeExcite)]
     layers = [layer for block in blocks for layer in (block.fc1, block.fc2)]
     observed = [(fc.in_features, fc.out_features, count_parameters(fc)) for fc in layers]

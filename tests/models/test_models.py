@@ -75,7 +75,18 @@ def test_plain_name(name: str, expected: tuple[str, bool]) -> None:
     assert plain_name(name) == expected
 
 
-@pytest.mark.parametrize("name", list_models())
+SLOW = {"resnet101", "resnet152", "resnet110", "resnet164", "resnext101_32x4d", "net154"}
+SLOW |= {"inception_resnet_v2"} | {name for name in list_models() if "shake_shake" in name}
+"""Networks whose twins take seconds to attach, which the counts of them do anyway."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if split_name(name)[0] in SLOW else name
+        for name in list_models()
+    ],
+)
 def test_every_name_builds_and_runs_at_its_size(name: str) -> None:
     size = native_input_size(name)
     with torch.device("meta"):
