@@ -132,7 +132,7 @@ def test_the_same_data_in_another_place_are_taken(folder: Path, tmp_path: Path) 
     stop_after_an_epoch(options, run)
     run = run.rename(tmp_path / "moved run")
     elsewhere = folder.rename(tmp_path / "moved set")
-    assert "no such image folder" in refusal(options, run)
+    assert "if it was moved, add --data NEW_PLACE" in refusal(options, run)
     moved = replace(options, data=str(elsewhere))
     assert len(train(moved, run, resume=True, say=lambda line: None).rows) == 2
     assert read_options(run / CONFIG).data == str(elsewhere)

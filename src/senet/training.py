@@ -148,7 +148,12 @@ def _train_one(
         if fault is None:
             return _finished(out, options, record, say)
     data_options = data_options_of(options)
-    data = load_data(data_options, pipes=pipes, progress=bar and not is_helper())
+    try:
+        data = load_data(data_options, pipes=pipes, progress=bar and not is_helper())
+    except UserError as error:
+        if record.rows and not Path(options.data).exists():
+            raise UserError(f"{error}; if it was moved, add --data NEW_PLACE") from error
+        raise
     now = data.record()
     check_data(out, record, now)
     if beside is not None:

@@ -28,13 +28,13 @@ _GROUPS = {
 }
 
 _EPILOG = """
---resume takes the options from the run; those given beside it must agree with them, except
-data_root, download, workers, load_timeout, cache, accelerator, twin, tensorboard and peer_timeout,
-on which the result does not depend; a command, pipe:..., is given again. A run that has finished
-says so. To train for longer, start a new run: its schedule is another. Several devices: --devices;
-several machines: the same command on each, under torchrun or srun, with --nodes. Exit status: 0
-trained, 2 a mistake or a failure that is named, 130 interrupted (Ctrl-C), 143 terminated (SIGTERM);
-finished epochs are saved, and the last line says how to go on.
+--resume takes the options from the run; those given beside it must agree with them, except data
+(where the same files lie by now), data_root, download, workers, load_timeout, cache, accelerator,
+twin, tensorboard and peer_timeout, on which the result does not depend; a command, pipe:..., is
+given again. A run that has finished says so. To train for longer, start a new run: its schedule is
+another. Several devices: --devices; several machines: the same command on each, under torchrun or
+srun, with --nodes. Exit status: 0 trained, 2 a mistake or a failure that is named, 130 interrupted
+(Ctrl-C), 143 terminated (SIGTERM); finished epochs are saved, and the last line says how to go on.
 """
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -102,7 +102,9 @@ def ship(
         raise UserError(f"cannot write {str(out)!r}: {str(out.parent)!r} is no folder")
     form = model if as_trained else deploy(model, example_inputs=images[:1])
     # Two images: with one in it, an example is taken for a batch that is always one.
-    job = Job(form, images[:1].repeat(2, 1, 1, 1), card.to_json(), opset)
+    # Where the data lay is nobody's business who gets the file.
+    document = replace(card, data=Path(card.data).name).to_json()
+    job = Job(form, images[:1].repeat(2, 1, 1, 1), document, opset)
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         made = Path(folder) / out.name
         row.write(job, made)
