@@ -139,7 +139,7 @@ def test_unreadable_images_are_named_and_nothing_is_left(tmp_path: Path, there: 
     assert not there or not list(out.iterdir())
     for path in broken:
         path.unlink()
-    with pytest.raises(UserError, match=r"lost\.png'.*No such file"):
+    with pytest.raises(UserError, match=r"lost\.png'.*no such file"):
         pack(tmp_path / "set", out)
 
 

@@ -139,6 +139,7 @@ def test_the_same_data_in_another_place_are_taken(folder: Path, tmp_path: Path) 
     renamed(elsewhere)
     other = make_image_folder(tmp_path / "other", CLASSES, per_class=4, size=(16, 16))
     stop_after_an_epoch(options_for(other), tmp_path / "another run")
+    shutil.rmtree(other)
     assert "classes were others" in refusal(moved, tmp_path / "another run")
 
 

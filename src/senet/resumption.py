@@ -75,10 +75,7 @@ def check_directory(out: Path, options: TrainOptions, *, resume: bool) -> RunRec
 
 def _check_options(out: Path, options: TrainOptions, record: RunRecord) -> None:
     old = with_absolute_paths(read_options(out / CONFIG, whole=True))
-    if record.data is not None and record.data.files:
-        # The files may lie elsewhere by now: `check_data` knows them by what they are.
-        old = replace(old, data=options.data, val_data=options.val_data)
-    name = changed_option(old, options)
+    name = changed_option(_where_data_is(old, options, record), options)
     if name is None:
         return
     otherwise = "train into another directory"
@@ -96,15 +93,36 @@ def _with_its_options(out: Path, record: RunRecord) -> RunRecord:
 
     trained = record.options
     written = read_options(out / CONFIG, whole=True)
-    if trained is not None and record.data is not None and record.data.files:
-        trained = replace(trained, data=written.data, val_data=written.val_data)
-    if trained is not None and (name := changed_option(trained, written)):
+    if trained is None:
+        return record
+    if name := changed_option(_where_data_is(trained, written, record), written):
         raise UserError(
             f"{name} is {in_yaml(getattr(written, name))} in {out / CONFIG}, but "
             f"{in_yaml(getattr(trained, name))} in {LAST}: one was edited, or is another run's; "
             "put it back to resume, or train into another directory"
         )
     return record
+
+
+def _where_data_is(old: TrainOptions, new: TrainOptions, record: RunRecord) -> TrainOptions:
+    """``old``, the data where ``new`` has it if nothing is left in the place where it was.
+
+    `check_data` then knows the files by what they are.
+    """
+    if record.data is None or not record.data.files:
+        return old
+    places = {name: getattr(old, name) for name in ("data", "val_data")}
+    moved = {
+        name: getattr(new, name) for name, place in places.items() if place and _is_gone(place)
+    }
+    return replace(old, **moved)
+
+
+def _is_gone(place: str) -> bool:
+    """Whether a folder, or that of a pattern, is not there any more."""
+    path = Path(place).expanduser()
+    pattern = any(mark in place for mark in "{}*?[]")
+    return not (path.parent if pattern else path).exists()
 
 
 def _check_files(out: Path) -> None:
