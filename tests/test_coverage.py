@@ -60,7 +60,10 @@ def test_some_families_are_printed_and_no_page_is_written():
 
 @pytest.mark.parametrize(
     ("family", "message"),
-    [("resnett", "no family 'resnett'; nearest: 'resnet'"), ("deit", "deit has no model with 10")],
+    [
+        ("resnett", "no family 'resnett'; nearest: 'resnet'"),
+        pytest.param("deit", "deit has no model with 10", marks=pytest.mark.slow),
+    ],
 )
 def test_unknown_families_are_told_in_one_line(family, message):
     done = _run("--only", family)
