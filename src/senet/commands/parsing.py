@@ -15,7 +15,15 @@ from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 from ..errors import UserError
 from ..parse_errors import in_one_line
 
-__all__ = ["add_dataclass_options", "command_parser", "parse", "pick_device"]
+__all__ = ["OPTION_GROUPS", "add_dataclass_options", "command_parser", "parse", "pick_device"]
+
+OPTION_GROUPS = {
+    "model": "the network",
+    "data": "the images",
+    "epochs": "the training",
+    "precision": "the machine and the records",
+}
+"""Headings of the options of training in a help, each before the option it is named by."""
 
 
 def command_parser(name: str, description: str, *, epilog: str | None = None) -> ArgumentParser:

@@ -29,17 +29,10 @@ from ..sweeps import (
     run_sweep,
     with_seeds,
 )
-from .parsing import add_dataclass_options, command_parser, parse
+from .parsing import OPTION_GROUPS, add_dataclass_options, command_parser, parse
 from .stopping import terminable
 
 __all__ = ["main", "parser"]
-
-_GROUPS = {
-    "model": "the network",
-    "data": "the images",
-    "epochs": "the training",
-    "precision": "the machine and the records",
-}
 
 _EPILOG = """
 Options of training take the place of those in the recipe's base, also of defaults; what a variant
@@ -91,7 +84,7 @@ def parser() -> ArgumentParser:
     made.add_argument(
         "--json", action="store_true", help="one JSON document on standard output, nothing else"
     )
-    add_dataclass_options(made, TrainOptions, _GROUPS, only=SHARED)
+    add_dataclass_options(made, TrainOptions, OPTION_GROUPS, only=SHARED)
     return made
 
 

@@ -15,17 +15,10 @@ from ..options import TrainOptions, read_options
 from ..ranks import is_helper
 from ..training import CONFIG, TrainResult, train
 from ..verification import VerificationError
-from .parsing import add_dataclass_options, command_parser, parse
+from .parsing import OPTION_GROUPS, add_dataclass_options, command_parser, parse
 from .stopping import terminable
 
 __all__ = ["main", "parser"]
-
-_GROUPS = {
-    "model": "the network",
-    "data": "the images",
-    "epochs": "the training",
-    "precision": "the machine and the records",
-}
 
 _EPILOG = """
 --resume takes the options from the run; those given beside it must agree with them, except data
@@ -52,7 +45,7 @@ def parser() -> ArgumentParser:
         default="auto",
         help="a bar, or a line an epoch; auto draws a bar on a terminal",
     )
-    add_dataclass_options(made, TrainOptions, _GROUPS)
+    add_dataclass_options(made, TrainOptions, OPTION_GROUPS)
     return made
 
 

@@ -20,7 +20,7 @@ from . import broadcast, channels_last, gate, rows
 from .operands import Excitation, Norm
 from .statistics import batch_moments, sum_over, update_running
 
-__all__ = ["norm_excite", "passes_for"]
+__all__ = ["laid_out_like", "norm_excite", "passes_for"]
 
 FAR = 128.0
 """Deviations between a mean and zero from which on float32 is not enough: 2⁷ of 2²⁴."""
@@ -99,7 +99,7 @@ class _NormExcite(torch.autograd.Function):
         x, weight, bias, w1, b1, w2, b2, mean, r, deviation, p, q = ctx.saved_tensors
         needs = ctx.needs_input_grad
         passes = broadcast if mean.dtype != statistics_dtype(x.dtype) else passes_for(x)
-        g = _laid_out_like(gradients[0], x)
+        g = laid_out_like(gradients[0], x)
         with torch.autocast(x.device.type, enabled=False):
             gamma, beta = _or_ones(weight, r), _or_zeros(bias, r)
             a = gamma * r
@@ -139,6 +139,6 @@ def _or_zeros(bias: Tensor | None, like: Tensor) -> Tensor:
     return torch.zeros_like(like) if bias is None else bias.to(like.dtype)
 
 
-def _laid_out_like(g: Tensor, x: Tensor) -> Tensor:
+def laid_out_like(g: Tensor, x: Tensor) -> Tensor:
     """g with x's strides: a gradient may be an expanded scalar, or come in another format."""
     return g if g.stride() == x.stride() else torch.empty_like(x, dtype=g.dtype).copy_(g)

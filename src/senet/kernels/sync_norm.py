@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..functional import statistics_dtype
-from .aten import passes_for
+from .aten import laid_out_like, passes_for
 from .operands import Norm
 from .statistics import batch_moments, sum_over, update_running
 
@@ -51,9 +51,7 @@ class _SyncNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, mean, r, a = ctx.saved_tensors
-        g = gradients[0]
-        if g.stride() != x.stride():  # an expanded scalar, or another memory format
-            g = torch.empty_like(x, dtype=g.dtype).copy_(g)
+        g = laid_out_like(gradients[0], x)
         passes = passes_for(x)
         with torch.autocast(x.device.type, enabled=False):
             s0, s1 = passes.sums(g, x, mean)
