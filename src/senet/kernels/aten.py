@@ -20,7 +20,7 @@ from . import broadcast, channels_last, gate, rows
 from .operands import Excitation, Norm
 from .statistics import batch_moments, sum_over, update_running
 
-__all__ = ["laid_out_like", "norm_excite", "passes_for"]
+__all__ = ["laid_out_like", "norm_excite", "passes_for", "sample_moments"]
 
 FAR = 128.0
 """Deviations between a mean and zero from which on float32 is not enough: 2⁷ of 2²⁴."""
@@ -38,9 +38,26 @@ def norm_excite(x: Tensor, norm: Norm, excitation: Excitation) -> Tensor:
     return y
 
 
-def passes_for(x: Tensor) -> ModuleType:
-    """The form of the four passes that suits where x lies and how."""
+def sample_moments(x: Tensor, eps: float) -> tuple[ModuleType, Tensor, Tensor]:
+    """The form of the passes for x, and by it mean and variance of each sample, (N, C) each."""
+    passes = passes_for(x)
+    m, v = passes.moments(x, statistics_dtype(x.dtype))
+    if passes is rows and _is_far(m, v, eps):
+        passes = passes_for(x, torch.float64)
+        m, v = passes.moments(x, torch.float64)
+    return passes, m, v
+
+
+def passes_for(x: Tensor, statistics: torch.dtype | None = None) -> ModuleType:
+    """The form of the four passes that suits where x lies and how, and the statistics' type.
+
+    Args:
+        x: the feature map.
+        statistics: None is the type that x's have as a rule.
+    """
     if x.device.type != "cpu" or x.numel() == 0:
+        return broadcast
+    if statistics not in (None, statistics_dtype(x.dtype)):
         return broadcast
     if x.is_contiguous():
         return rows
@@ -63,13 +80,9 @@ class _NormExcite(torch.autograd.Function):
         norm: Norm,
         options: list[Any],
     ) -> Tensor:
-        passes = passes_for(x)
         count = x.numel() // x.shape[1]
         with torch.autocast(x.device.type, enabled=False):
-            m, v = passes.moments(x, statistics_dtype(x.dtype))
-            if passes is rows and _is_far(m, v, norm.eps):
-                passes = broadcast
-                m, v = passes.moments(x, torch.float64)
+            passes, m, v = sample_moments(x, norm.eps)
             if norm.batch_statistics:
                 mean, var, count = batch_moments(m, v, count, norm.group)
                 update_running(norm, mean, var, count)
@@ -98,7 +111,7 @@ class _NormExcite(torch.autograd.Function):
             )
         x, weight, bias, w1, b1, w2, b2, mean, r, deviation, p, q = ctx.saved_tensors
         needs = ctx.needs_input_grad
-        passes = broadcast if mean.dtype != statistics_dtype(x.dtype) else passes_for(x)
+        passes = passes_for(x, mean.dtype)
         g = laid_out_like(gradients[0], x)
         with torch.autocast(x.device.type, enabled=False):
             gamma, beta = _or_ones(weight, r), _or_zeros(bias, r)

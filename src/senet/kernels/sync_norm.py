@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..functional import statistics_dtype
-from .aten import laid_out_like, passes_for
+from .aten import laid_out_like, passes_for, sample_moments
 from .operands import Norm
 from .statistics import batch_moments, sum_over, update_running
 
@@ -34,9 +33,8 @@ def sync_norm(x: Tensor, norm: Norm) -> Tensor:
 class _SyncNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, norm: Norm) -> Any:
-        passes = passes_for(x)
         with torch.autocast(x.device.type, enabled=False):
-            m, v = passes.moments(x, statistics_dtype(x.dtype))
+            passes, m, v = sample_moments(x, norm.eps)
             mean, var, count = batch_moments(m, v, x.numel() // x.shape[1], norm.group)
             update_running(norm, mean, var, count)
             r = torch.rsqrt(var + norm.eps)
@@ -52,7 +50,7 @@ class _SyncNorm(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, mean, r, a = ctx.saved_tensors
         g = laid_out_like(gradients[0], x)
-        passes = passes_for(x)
+        passes = passes_for(x, mean.dtype)
         with torch.autocast(x.device.type, enabled=False):
             s0, s1 = passes.sums(g, x, mean)
             d_beta, d_gamma = s0.sum(0), (s1 * r).sum(0)
