@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -155,13 +155,16 @@ def _written(
     labels = {"train": split.train_labels.tolist(), "val": split.val_labels.tolist()}
     unreadable: list[str] = []
     entries = {}
-    with Progress(console=Console(stderr=True), transient=True, disable=not progress) as bar:
+    with (
+        Progress(console=Console(stderr=True), transient=True, disable=not progress) as bar,
+        ThreadPoolExecutor(os.cpu_count() or 1) as pool,
+    ):
         for part, (paths, places) in parts.items():
             task = bar.add_task(f"packing {part}", total=len(paths))
             chosen = [(place, paths[place]) for place in places.tolist()]
             samples = (
                 (f"{place:08d}", suffix, data, labels[part][place])
-                for place, suffix, data in _read(bar.track(chosen, task_id=task), unreadable)
+                for place, suffix, data in _read(bar.track(chosen, task_id=task), unreadable, pool)
             )
             entries[part] = _write_part(part, samples, staging, shard_bytes, unreadable)
     if unreadable:
@@ -173,11 +176,12 @@ def _written(
 
 
 def _read(
-    chosen: Iterable[tuple[int, Path]], unreadable: list[str]
+    chosen: Iterable[tuple[int, Path]], unreadable: list[str], pool: Executor
 ) -> Iterator[tuple[int, str, bytes]]:
     """Place, suffix and bytes of each image that can be decoded; what is wrong with the others.
 
-    In threads, since Pillow lets go of Python's lock while it decodes.
+    In threads, since Pillow lets go of Python's lock while it decodes. They are the caller's: a
+    generator that an error leaves half read is closed whenever, and wherever, it is collected.
     """
 
     def check(item: tuple[int, Path]) -> tuple[int, str, bytes] | str:
@@ -192,13 +196,12 @@ def _read(
         return place, path.suffix.lower().removeprefix("."), data
 
     coming = iter(chosen)
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        while some := list(islice(coming, _AT_ONCE)):
-            for result in pool.map(check, some):
-                if isinstance(result, str):
-                    unreadable.append(result)
-                else:
-                    yield result
+    while some := list(islice(coming, _AT_ONCE)):
+        for result in pool.map(check, some):
+            if isinstance(result, str):
+                unreadable.append(result)
+            else:
+                yield result
 
 
 def _write_part(
