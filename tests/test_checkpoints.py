@@ -21,13 +21,13 @@ from senet.checkpoints import (
     BEST,
     LAST,
     EpochRow,
-    RunRecorder,
     WholeFiles,
     mismatch,
     read_record,
 )
 from senet.errors import UserError
 from senet.options import TrainOptions
+from senet.recorder import RunRecorder
 from senet.training import train
 
 ROW = EpochRow(1, 1, 2.0, 2.0, 0.5, 1.0, 0.1, 1.0, 100.0)

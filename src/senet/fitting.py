@@ -19,12 +19,13 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.utils.data import DataLoader
 
-from .checkpoints import LAST, EpochRow, RunRecorder, WholeFiles
+from .checkpoints import LAST, EpochRow, WholeFiles
 from .classifier import Classifier
 from .data import DataRecord
 from .devices import SameRun, check_launcher, make_strategy, peers_told, plugins_for
 from .errors import UserError
 from .options import TrainOptions, deciding
+from .recorder import RunRecorder
 
 __all__ = ["fit", "make_trainer"]
 
