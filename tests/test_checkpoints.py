@@ -303,7 +303,7 @@ def test_a_full_disk_gets_a_line(tmp_path: Path) -> None:
     )
     assert ended.returncode == 2
     (line,) = ended.stderr.splitlines()
-    assert line == f"senet: error: cannot write '{tmp_path / 'run' / BEST}': File too large"
+    assert line == f"senet: error: cannot write '{tmp_path / 'run' / LAST}': File too large"
     assert [path.name for path in (tmp_path / "run").rglob("*") if path.is_file()] == [
         "config.yaml"
     ]

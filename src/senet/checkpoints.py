@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, BinaryIO
 from zipfile import BadZipFile, ZipFile
 
 import torch
@@ -31,9 +32,12 @@ __all__ = [
     "RunRecord",
     "WholeFiles",
     "best_row",
+    "copy_checkpoint",
     "is_dense",
     "mismatch",
+    "network_weights",
     "read_record",
+    "record_of",
     "refuse",
     "rows_of",
     "write_metrics",
@@ -184,7 +188,7 @@ def _damage(checkpoint: Any) -> str | None:
     if version < _OLDEST:  # which Lightning would rewrite into what it takes for today's form
         return f"its 'pytorch-lightning_version' is {version}, and senet needs {_OLDEST}"
     try:
-        rows = _record_of(checkpoint).rows
+        rows = record_of(checkpoint).rows
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         return "its rows of metrics.csv are damaged"
     epochs, step = checkpoint["epoch"] + 1, checkpoint["global_step"]
@@ -276,6 +280,22 @@ def best_row(rows: Sequence[EpochRow]) -> EpochRow:
     return max(rows, key=lambda row: (row.val_top1, -row.val_loss))
 
 
+def copy_checkpoint(source: Path, target: Path) -> None:
+    """Put a copy of a checkpoint in the place of another, whole or not at all."""
+
+    def copy(file: BinaryIO) -> None:
+        with source.open("rb") as original:
+            shutil.copyfileobj(original, file, 2**22)
+
+    atomic_write(target, copy)
+
+
+def network_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
+    """The validated weights in a checkpoint, by the names of the network's own state."""
+    states: dict[str, Tensor] = checkpoint["state_dict"]
+    return {name.removeprefix("model."): tensor for name, tensor in states.items()}
+
+
 def read_record(path: Path) -> RunRecord:
     """What a checkpoint says of its run; nothing where there is no checkpoint.
 
@@ -284,21 +304,26 @@ def read_record(path: Path) -> RunRecord:
     """
     if not path.exists():
         return RunRecord()
-    return _record_of(WholeFiles().load_checkpoint(path))
+    return record_of(WholeFiles().load_checkpoint(path))
 
 
 def write_metrics(run: Path, rows: Sequence[EpochRow]) -> None:
-    """Write metrics.csv anew from all the rows, whole."""
+    """Write metrics.csv anew from all the rows, whole; nothing where it has just these."""
     text = io.StringIO()
     writer = csv.DictWriter(text, [field.name for field in fields(EpochRow)], lineterminator="\n")
     writer.writeheader()
     writer.writerows(asdict(row) for row in rows)
     data = text.getvalue().encode()
-    atomic_write(run / METRICS, lambda file: file.writelines([data]))
+    path = run / METRICS
+    if not path.is_file() or path.read_bytes() != data:  # a finished run's disk may be read-only
+        atomic_write(path, lambda file: file.writelines([data]))
 
 
-def _record_of(checkpoint: dict[str, Any]) -> RunRecord:
-    """What the recorder noted; KeyError, TypeError or ValueError where it is damaged."""
+def record_of(checkpoint: dict[str, Any]) -> RunRecord:
+    """What the recorder noted in a checkpoint.
+
+    `WholeFiles` has looked at it; of others KeyError, TypeError or ValueError where it is damaged.
+    """
     state = checkpoint["callbacks"][RECORDER]
     data, options = state.get("data"), state.get("options")
     if data is not None:

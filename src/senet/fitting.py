@@ -29,6 +29,10 @@ from .recorder import RunRecorder
 
 __all__ = ["fit", "make_trainer"]
 
+_PLACES = ("data", "val_data", "init")
+"""Options that say where files lie, which may be elsewhere on each machine; what they hold is
+compared itself."""
+
 
 def make_trainer(
     options: TrainOptions,
@@ -59,7 +63,7 @@ def make_trainer(
     facts = {
         "the last finished epoch": finished,
         "the data": data,
-        "options": {k: v for k, v in deciding(options).items() if k not in ("data", "init")},
+        "options": {k: v for k, v in deciding(options).items() if k not in _PLACES},
     }
     with _quiet_lightning():
         try:

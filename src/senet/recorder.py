@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from .checkpoints import BEST, LAST, EpochRow, best_row, rows_of, write_metrics
+from .checkpoints import BEST, LAST, EpochRow, best_row, copy_checkpoint, rows_of, write_metrics
 from .data import DataRecord
 from .options import TrainOptions
 
@@ -23,12 +23,12 @@ __all__ = ["RunRecorder"]
 class RunRecorder(Checkpoint):
     """Keeps a run directory up to date at the end of every epoch.
 
-    In this order, each file whole: ``best.ckpt`` and the exported weights where the epoch is the
-    best so far, ``last.ckpt``, ``metrics.csv``. Whatever moment the process dies at, the files
-    that `last.ckpt` vouches for are there, and what is newer than it is written again, the same,
-    when the epoch is run again. The rows of metrics.csv are kept in ``last.ckpt``, so that a
-    resumed run neither repeats nor loses a line. (Lightning's own ModelCheckpoint records
-    absolute paths, and forgets the best score of a run whose directory was moved.)
+    In this order, each file whole: ``last.ckpt``; where the epoch is the best so far
+    ``best.ckpt``, a copy of it, and the exported weights; ``metrics.csv``. Whatever moment the
+    process dies at, `senet.mending` makes what is behind ``last.ckpt`` from it. The rows of
+    metrics.csv are kept in ``last.ckpt``, so that a resumed run neither repeats nor loses a line.
+    (Lightning's own ModelCheckpoint records absolute paths, and forgets the best score of a run
+    whose directory was moved.)
 
     Args:
         directory: the run directory.
@@ -93,13 +93,12 @@ class RunRecorder(Checkpoint):
             train_top1=measured.train_top1,
         )
         self.rows.append(row)
-        if best_row(self.rows) is row:
-            trainer.save_checkpoint(self.directory / BEST)
-            if trainer.is_global_zero:
-                with pl_module.evaluated_weights():
-                    self._export(row)
         trainer.save_checkpoint(self.directory / LAST)
         if trainer.is_global_zero:
+            if best_row(self.rows) is row:
+                copy_checkpoint(self.directory / LAST, self.directory / BEST)
+                with pl_module.evaluated_weights():
+                    self._export(row)
             write_metrics(self.directory, self.rows)
             for logger in trainer.loggers:
                 values = {k: v for k, v in asdict(row).items() if k not in ("epoch", "step")}

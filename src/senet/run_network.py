@@ -133,19 +133,19 @@ def restore_weights(out: Path, options: TrainOptions, data: ImageData) -> None:
     Raises:
         UserError: there is no such checkpoint, or it is another network's.
     """
-    from .checkpoints import BEST, WholeFiles, read_record, refuse
+    from .checkpoints import BEST, WholeFiles, network_weights, record_of, refuse
 
     if not (out / BEST).exists():
         raise UserError(
             f"{out} has neither {runs.WEIGHTS} and {runs.CARD} in one piece nor {BEST}; restore "
             "one of them from a copy, or train again into another directory"
         )
-    states = WholeFiles().load_checkpoint(out / BEST)["state_dict"]
-    weights = {name.removeprefix("model."): tensor for name, tensor in states.items()}
+    checkpoint = WholeFiles().load_checkpoint(out / BEST)
+    weights = network_weights(checkpoint)
     model = build(replace(options, pretrained=False), num_classes=len(data.classes))
     if options.precision == "64-true":
         model.double()
     if wrong := runs.differences(model.state_dict(), weights):
         raise refuse(out / BEST, f"it does not fit {options.model}: it {wrong}")
     model.load_state_dict(weights)
-    export(out, model, options, data, read_record(out / BEST).rows[-1])
+    export(out, model, options, data, record_of(checkpoint).rows[-1])

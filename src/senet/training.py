@@ -15,15 +15,18 @@ from . import models, runs
 from .catalogue import CATALOGUE
 from .data import DataOptions, ImageData, load_data, train_loader, val_loader
 from .errors import UserError
+from .locking import DirectoryLock
+from .mending import read_progress, weights_fault
 from .options import TrainOptions
 from .ranks import is_helper, processes_here
 from .resumption import (
     CONFIG,
+    advice_where_moved,
     begin_directory,
     check_data,
     check_directory,
     clear_leftovers,
-    weights_fault,
+    lock_directory,
     with_absolute_paths,
 )
 from .run_network import build, check_wiring, exporter, restore_weights, start_from
@@ -96,19 +99,21 @@ def train(
     out, options = Path(out), with_absolute_paths(options)
     plain = plain_twin(options) if options.twin else None
     tell = _say_nothing if is_helper() else say
-    with _threads(options.threads), memory_told(), workers_told():
+    lock = DirectoryLock(out)
+    with lock, _threads(options.threads), memory_told(), workers_told():
         if plain is not None:  # before hours are spent on the first of the two
             record = check_directory(out / TWIN, plain, resume=resume)
             if plain.init and not record.rows and runs.read_card(Path(plain.init)).plan is not None:
                 raise UserError(
                     f"twin needs a plain run to start both from; init {plain.init} has SE"
                 )
-        result = _train_one(options, out, resume=resume, bar=bar, pipes=pipes, say=tell)
+        result = _train_one(options, out, lock, resume=resume, bar=bar, pipes=pipes, say=tell)
         if plain is None:
             return result
-        beside = _train_one(
-            plain, out / TWIN, beside=out, resume=resume, bar=bar, pipes=pipes, say=tell
-        )
+        with DirectoryLock(out / TWIN) as twins:
+            beside = _train_one(
+                plain, out / TWIN, twins, beside=out, resume=resume, bar=bar, pipes=pipes, say=tell
+            )
         if is_helper():
             return result
         from .twins import compare, write_comparison
@@ -124,6 +129,7 @@ def train(
 def _train_one(
     options: TrainOptions,
     out: Path,
+    lock: DirectoryLock,
     *,
     beside: Path | None = None,
     resume: bool,
@@ -134,9 +140,14 @@ def _train_one(
     """One network of `train`; ``beside`` is the run of the other, on the same data."""
     from .checkpoints import LAST, best_row, read_record, write_metrics
 
+    if (out / CONFIG).exists():
+        lock_directory(lock, out)
     record = check_directory(out, options, resume=resume)
     clear_leftovers(out)
-    fault = weights_fault(out) if record.rows and not is_helper() else None
+    fault = None
+    if record.rows and not is_helper():
+        read_progress(out, mend=True)
+        fault = weights_fault(out, record.rows)
     finished = len(record.rows) >= options.epochs
     if finished:
         write_metrics(out, record.rows)
@@ -146,8 +157,8 @@ def _train_one(
     try:
         data = load_data(data_options, pipes=pipes, progress=bar and not is_helper())
     except UserError as error:
-        if record.rows and not Path(options.data).exists():
-            raise UserError(f"{error}; if it was moved, add --data NEW_PLACE") from error
+        if record.rows and (advice := advice_where_moved(options.data, options.val_data)):
+            raise UserError(f"{error}; {advice}") from error
         raise
     now = data.record()
     check_data(out, record, now)
@@ -187,7 +198,7 @@ def _train_one(
         finished=len(record.rows),
     )
     check_shares(trainer, options, train=len(data.train), val=len(data.val))
-    begin_directory(out, options)
+    begin_directory(out, options, lock)
     say(describe(options, model, data, blocks))
     if origin is not None:
         say(origin)
@@ -217,13 +228,13 @@ def _finished(
     from .checkpoints import best_row
     from .curves import CURVES
 
-    if not (out / CURVES).exists():  # killed before it was drawn
-        draw(out, {options.model: record.rows})
     best = best_row(record.rows)
     say(
         f"{out} is finished: {len(record.rows)} epochs, "
         f"top-1 {best.val_top1:.2%} after epoch {best.epoch}"
     )
+    if not (out / CURVES).exists():  # killed before it was drawn
+        draw(out, {options.model: record.rows})
     return TrainResult(out, record.rows, best, trained=False)
 
 
