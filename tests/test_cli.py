@@ -338,7 +338,7 @@ MISTAKES = {
     "train --out=OUT --model=se_resnet5O": "unknown model 'se_resnet5O'; nearest: ",
     "train --out=OUT --model=timm/resnet5O": "nearest: 'timm/resnet",
     "train --out=OUT --data=digitz": "unknown data set 'digitz'",
-    "train --out=OUT --data=./nowhere": "no such image folder: 'nowhere'",
+    "train --out=OUT --data=./nowhere": "no such folder, of images or of shards: 'nowhere'",
     "train --out=OUT --config=nowhere.yaml": "nowhere.yaml",
     "train --out=OUT --config=BINARY": "the configuration cannot be read",
     "train --out=OUT --config=UNKNOWN": "unknown option epoks; nearest: epochs",

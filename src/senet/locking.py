@@ -54,6 +54,11 @@ class DirectoryLock:
                 file.close()
         return True
 
+    @property
+    def held(self) -> bool:
+        """Whether there is a lock, and this process has it."""
+        return self._file is not None
+
     def _is_in_place(self, file: BinaryIO) -> bool:
         try:
             return os.path.samestat(os.fstat(file.fileno()), self.path.stat())

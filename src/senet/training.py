@@ -155,7 +155,12 @@ def _train_one(
             return _finished(out, options, record, say)
     data_options = data_options_of(options)
     try:
-        data = load_data(data_options, pipes=pipes, progress=bar and not is_helper())
+        data = load_data(
+            data_options,
+            pipes=pipes,
+            check=options.nodes * data_options.processes == 1,
+            progress=bar and not is_helper(),
+        )
     except UserError as error:
         if record.rows and (advice := advice_where_moved(options.data, options.val_data)):
             raise UserError(f"{error}; {advice}") from error
@@ -196,6 +201,7 @@ def _train_one(
         report=report,
         bar=bar,
         finished=len(record.rows),
+        check=data.check,
     )
     check_shares(trainer, options, train=len(data.train), val=len(data.val))
     begin_directory(out, options, lock)
