@@ -29,7 +29,10 @@ def test_ctrl_c_while_torch_is_imported_is_one_line(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("words", [["--help"], ["--version"], ["trian"]])
+@pytest.mark.parametrize(
+    "words",
+    [["--help"], ["--version"], ["trian"], ["pack", "--help"], ["predict", "--help"]],
+)
 def test_what_needs_no_network_does_not_wait_for_torch(words: list[str]) -> None:
     program = (
         "import sys\nfrom senet.cli import main\n"

@@ -15,6 +15,7 @@ from test_devices import DIGITS, NODES, end, trained
 from senet.data import DataOptions, load_data, train_loader, val_loader
 from senet.errors import UserError
 from senet.fitting import fit, make_trainer
+from senet.meeting import SameRun
 from senet.options import TrainOptions
 from senet.packing import pack
 from senet.run_network import build
@@ -99,6 +100,21 @@ def test_a_check_may_take_longer_than_peer_timeout(tmp_path: Path, fault: str) -
     else:
         assert second == [fault]
         assert first == [f"process 1 of 2 of this run found: {fault}"]
+
+
+def test_where_files_lie_may_differ_between_machines(tmp_path: Path) -> None:
+    """What they hold is compared by itself."""
+
+    def facts(**changes: str | int) -> dict[str, object]:
+        options = replace(TrainOptions(accelerator="cpu"), **changes)
+        trainer = make_trainer(options, tmp_path, export=lambda row: None, report=lambda row: None)
+        (same,) = (c for c in trainer.callbacks if isinstance(c, SameRun))
+        return dict(same.facts)
+
+    assert facts(data="/a/0.tar", val_data="/a/1.tar") == facts(
+        data="/b/0.tar", val_data="/b/1.tar"
+    )
+    assert facts(seed=8) != facts()
 
 
 def test_others_that_do_not_come_are_told_in_a_line(tmp_path: Path) -> None:
