@@ -74,15 +74,21 @@ def test_two_trainings_into_one_directory(tmp_path: Path) -> None:
     run = tmp_path / "run"
     first = start([*TRAIN, "--epochs=500", "--workers=1", "--out", run], tmp_path / "first")
     assert wait_until(lambda: (run / METRICS).exists(), first, pause=0.01)
-    ended = finish([*TRAIN, "--epochs=500", "--out", run, "--resume"], tmp_path / "second")
-    assert ended.status == 2
-    (line,) = ended.err.splitlines()
-    assert f"another training is under way in {run}" in line
-    assert first.alive()
-    os.kill(first.pid, signal.SIGKILL)
+    try:
+        ended = finish([*TRAIN, "--epochs=500", "--out", run, "--resume"], tmp_path / "second")
+        assert ended.status == 2
+        (line,) = ended.err.splitlines()
+        assert f"another training is under way in {run}" in line
+        assert first.alive()
+    finally:
+        first.process.kill()
     assert first.wait().status == -signal.SIGKILL
     again = start(["train", "--out", run, "--resume"], tmp_path / "again")
-    assert wait_until(lambda: "going on after" in again.out.read_text(), again, pause=0.01)
-    os.kill(again.pid, signal.SIGINT)
-    assert again.wait().status == 130
+    try:
+        said = lambda: again.out.exists() and "going on after" in again.out.read_text()  # noqa: E731
+        assert wait_until(said, again, pause=0.01)
+        os.kill(again.pid, signal.SIGINT)
+        assert again.wait().status == 130
+    finally:
+        again.process.kill()
     assert not (run / LOCK).exists()
