@@ -123,18 +123,19 @@ def test_the_files_of_an_earlier_version(
 
 
 def test_another_history_is_no_progress(options: TrainOptions, tmp_path: Path) -> None:
-    """A best.ckpt of another run of these options is not gone on from, but replaced."""
+    """A best.ckpt of another run is neither gone on from nor lost; one that is none is replaced."""
     run, other = tmp_path / "run", tmp_path / "other"
     with pytest.raises(KeyboardInterrupt):
         train(options, run, say=until("epoch 1/3"))
     with pytest.raises(KeyboardInterrupt):
         train(options, other, say=until("epoch 2/3"))
-    for damage in (lambda: shutil.copy(other / BEST, run / BEST), (run / BEST).unlink):
+    shutil.copy(other / BEST, run / BEST)
+    assert len(read_progress(run, mend=True).rows) == 1
+    assert (run / BEST).read_bytes() == (other / BEST).read_bytes()
+    for damage in ((run / BEST).unlink, lambda: (run / BEST).write_bytes(b"PK and no more")):
         damage()
         assert len(read_progress(run, mend=True).rows) == 1
         assert (run / BEST).read_bytes() == (run / LAST).read_bytes()
-    (run / BEST).write_bytes(b"PK and no more")
-    read_progress(run, mend=True)
     assert_in_step(run, 1)
 
 

@@ -309,7 +309,16 @@ def test_exported_weights_are_made_anew(
     assert [(run / name).read_bytes() for name in (WEIGHTS, CARD)] == exported
 
 
-def test_neither_weights_nor_best_checkpoint(folder: Path, tmp_path: Path) -> None:
+def test_neither_weights_nor_best_checkpoint(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the last epoch, which there is, is not the best."""
+    measure = classifier.Classifier.epoch_metrics
+
+    def worse_and_worse(self: classifier.Classifier) -> classifier.EpochMetrics:
+        return replace(measure(self), val_top1=0.5 - 0.1 * self.current_epoch)
+
+    monkeypatch.setattr(classifier.Classifier, "epoch_metrics", worse_and_worse)
     run, options = tmp_path / "run", options_for(folder)
     train(options, run, say=lambda line: None)
     (run / WEIGHTS).unlink()

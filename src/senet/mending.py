@@ -46,7 +46,8 @@ def read_progress(out: Path, *, mend: bool) -> RunRecord:
         if mend:
             copy_checkpoint(out / BEST, out / LAST)
         return best
-    if mend and best_row(last.rows) is last.rows[-1] and (best is None or best.rows != last.rows):
+    behind = best is None or _goes_on(best.rows, last.rows)  # and not of another run
+    if mend and behind and best_row(last.rows) is last.rows[-1]:
         copy_checkpoint(out / LAST, out / BEST)
     return last
 
