@@ -51,7 +51,12 @@ def main() -> None:
         setting = Setting(
             column, given.batch, given.size, "channels_last", given.device, "bfloat16"
         )
-        found += measure(rows, setting, rounds=given.rounds, progress=print)
+        found += measure(
+            rows,
+            setting,
+            rounds=given.rounds,
+            progress=lambda what, column=setting.column: print(f"{column}: {what}"),
+        )
         torch.compiler.reset()
         text = as_csv(records(given.network, found))
         atomic_write(out, lambda file, text=text: file.write(text.encode()))

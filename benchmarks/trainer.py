@@ -52,9 +52,10 @@ from senet.fitting import fit, make_trainer
 from senet.machine import describe
 from senet.optimization import make_optimizer, make_schedule
 from senet.options import TrainOptions
+from senet.run_network import build
 from senet.runs import atomic_write
 from senet.timing import quartiles
-from senet.training import build, data_options_of
+from senet.training import data_options_of
 
 RESULTS = Path(__file__).parent / "results" / "trainer.csv"
 LOADING = "trainer-loading.csv"

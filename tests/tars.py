@@ -46,7 +46,8 @@ def write_tar(
     members: Sequence[tuple[tarfile.TarInfo, bytes]],
     format: int = tarfile.USTAR_FORMAT,
 ) -> Path:
-    """A tar file of these members."""
+    """A tar file of these members, in a folder that is made where it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w", format=format) as file:
         for header, data in members:
             file.addfile(header, io.BytesIO(data))

@@ -18,7 +18,8 @@ from senet.errors import UserError
 from senet.fitting import fit, make_trainer
 from senet.optimization import make_optimizer, make_schedule
 from senet.options import TrainOptions
-from senet.training import build, train
+from senet.run_network import build
+from senet.training import train
 
 
 @pytest.fixture(scope="module")

@@ -23,8 +23,9 @@ from senet.data import load_data, val_loader
 from senet.errors import UserError
 from senet.evaluation import Evaluation, evaluate
 from senet.options import TrainOptions
+from senet.run_network import build
 from senet.runs import CARD, WEIGHTS, read_card
-from senet.training import build, data_options_of, train
+from senet.training import data_options_of, train
 
 State = dict[str, Tensor]
 

@@ -72,6 +72,14 @@ def test_columns_run(column: str, layout: str, dtype: str) -> None:
     assert all(one.value > 0 and one.low <= one.ratio <= one.high for one in found)
 
 
+def test_progress_names_a_contender_once() -> None:
+    """The column is in the title that the command puts before it."""
+    words: list[str] = []
+    rows = {PLAIN: lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten())}
+    measure(rows, Setting("infer", 1, 8), rounds=1, progress=words.append)
+    assert words == [PLAIN, "round 0 of 1", "round 0 of 1", "round 1 of 1"]
+
+
 def test_contenders_compute_the_same() -> None:
     rows = contenders("resnet20")
     torch.manual_seed(0)

@@ -18,16 +18,15 @@ import torch
 from generated import make_image_folder
 
 from senet.checkpoints import (
-    BEST,
     LAST,
     EpochRow,
-    RunRecorder,
     WholeFiles,
     mismatch,
     read_record,
 )
 from senet.errors import UserError
 from senet.options import TrainOptions
+from senet.recorder import RunRecorder
 from senet.training import train
 
 ROW = EpochRow(1, 1, 2.0, 2.0, 0.5, 1.0, 0.1, 1.0, 100.0)
@@ -303,7 +302,10 @@ def test_a_full_disk_gets_a_line(tmp_path: Path) -> None:
     )
     assert ended.returncode == 2
     (line,) = ended.stderr.splitlines()
-    assert line == f"senet: error: cannot write '{tmp_path / 'run' / BEST}': File too large"
+    assert line == (
+        f"senet: error: cannot write '{tmp_path / 'run' / LAST}': File too large; make room, and "
+        f"go on from the last finished epoch: senet train --out {tmp_path / 'run'} --resume"
+    )
     assert [path.name for path in (tmp_path / "run").rglob("*") if path.is_file()] == [
         "config.yaml"
     ]

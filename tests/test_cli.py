@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,19 @@ def test_evaluate_as_a_document(capfd: pytest.CaptureFixture[str], run: Path, fo
     assert document(capfd, "evaluate", run, "--data", folder)["top1"] == result["top1"]
     everything = document(capfd, "evaluate", run, "--part=all", "--workers=1")
     assert everything["images"] == 24 + document(capfd, "evaluate", run, "--part=train")["images"]
+
+
+def test_evaluate_says_how_to_name_data_that_moved(
+    capfd: pytest.CaptureFixture[str], run: Path, folder: Path, tmp_path: Path
+) -> None:
+    for name in (WEIGHTS, CARD):
+        (tmp_path / name).write_bytes((run / name).read_bytes())
+    card = replace(read_card(run), data=str(tmp_path / "gone"))
+    (tmp_path / CARD).write_text(card.to_json())
+    line = complaint(capfd, "evaluate", tmp_path)
+    assert "no such folder, of images or of shards" in line
+    assert "; if it was moved, add --data NEW_PLACE" in line
+    assert document(capfd, "evaluate", tmp_path, "--data", folder)["images"] == 24
 
 
 def test_evaluate_as_tables(capfd: pytest.CaptureFixture[str], run: Path) -> None:
@@ -338,7 +352,7 @@ MISTAKES = {
     "train --out=OUT --model=se_resnet5O": "unknown model 'se_resnet5O'; nearest: ",
     "train --out=OUT --model=timm/resnet5O": "nearest: 'timm/resnet",
     "train --out=OUT --data=digitz": "unknown data set 'digitz'",
-    "train --out=OUT --data=./nowhere": "no such image folder: 'nowhere'",
+    "train --out=OUT --data=./nowhere": "no such folder, of images or of shards: 'nowhere'",
     "train --out=OUT --config=nowhere.yaml": "nowhere.yaml",
     "train --out=OUT --config=BINARY": "the configuration cannot be read",
     "train --out=OUT --config=UNKNOWN": "unknown option epoks; nearest: epochs",

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from senet.checkpoints import LAST, METRICS, RunRecorder, read_record
+from senet.checkpoints import LAST, METRICS, RECORDER, read_record
 from senet.errors import UserError
 from senet.options import TrainOptions, read_options
 from senet.runs import CARD, WEIGHTS, load, read_card
@@ -183,7 +183,7 @@ def test_the_records_in_a_checkpoint(run: Path, tmp_path: Path, times: int) -> N
     sound = torch.load(run / LAST, weights_only=True)
     sound["state_dict"] = {"model.w": torch.zeros(1)}  # `read_record` does not ask what network
     sound["optimizer_states"] = []
-    record = sound["callbacks"][RunRecorder.__qualname__]
+    record = sound["callbacks"][RECORDER]
     record["data"]["classes"] = list(record["data"]["classes"])
     path = tmp_path / LAST.name
 
@@ -205,7 +205,7 @@ def test_the_records_in_a_checkpoint(run: Path, tmp_path: Path, times: int) -> N
     @given(state=altered(record))
     @at_most(100 * times)
     def each_record(state: Any) -> None:
-        callbacks = sound["callbacks"] | {RunRecorder.__qualname__: mend(state)}
+        callbacks = sound["callbacks"] | {RECORDER: mend(state)}
         torch.save(sound | {"callbacks": callbacks}, path)
         told(lambda: read_record(path))
 

@@ -11,8 +11,9 @@ from senet import UserError, create_model, load
 from senet.checkpoints import LAST, read_record
 from senet.optimization import make_optimizer
 from senet.options import TrainOptions
+from senet.run_network import build, start_from
 from senet.runs import read_card
-from senet.training import build, start_from, train
+from senet.training import train
 
 PLAIN = TrainOptions(
     model="resnet20", data="digits", image_size=8, batch_size=32, epochs=1, limit_batches=4

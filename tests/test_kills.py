@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -9,7 +10,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from senet.checkpoints import LAST
+from senet.checkpoints import BEST, LAST
 from senet.runs import WEIGHTS
 
 TOOLS = Path(__file__).resolve().parents[1] / "tools"
@@ -28,7 +29,8 @@ def kills(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def test_ten_killed_runs_end_with_the_same_bits(
     kills: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert kills.main(["--trials=10", "--seed=1"]) == 0
+    """Eight with SGD, two with AdamW, averaged weights, mixup and two workers."""
+    assert kills.main(["--trials=10", "--seed=1", "--recipe=both"]) == 0
     (line,) = capsys.readouterr().out.splitlines()
     assert "10 of 10 runs ended with the bits of the undisturbed one" in line
     assert int(line.partition(" kills,")[0].split()[-1]) >= 10
@@ -44,6 +46,12 @@ def test_a_run_that_is_another_is_seen(kills: ModuleType, tmp_path: Path) -> Non
     moment.view(-1)[0] = torch.nextafter(moment.view(-1)[0], torch.tensor(1.0))
     torch.save(checkpoint, other / LAST)
     assert kills.difference(run, other) == f"{LAST}: optimizer_states"
+    shutil.copy(run / LAST, other / LAST)
+    shutil.copy(other / LAST, other / BEST)
+    best = torch.load(other / BEST, weights_only=True)
+    best["lr_schedulers"][0]["last_epoch"] += 1
+    torch.save(best, other / BEST)
+    assert kills.difference(run, other).startswith(f"{BEST}: ")
     data = bytearray((other / WEIGHTS).read_bytes())
     data[-1] ^= 1
     (other / WEIGHTS).write_bytes(data)

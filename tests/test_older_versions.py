@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml  # type: ignore[import-untyped,unused-ignore]
 
-from senet.checkpoints import BEST, LAST, RunRecorder
+from senet.checkpoints import BEST, LAST, RECORDER
 from senet.cli import main
 from senet.errors import UserError
 from senet.options import TrainOptions, read_options
@@ -47,7 +47,7 @@ def as_the_first_version_left_it(run: Path) -> None:
     (run / CONFIG).write_text(OLDER.read_text())
     for name in (LAST, BEST):
         checkpoint = torch.load(run / name, weights_only=True)
-        state = checkpoint["callbacks"][RunRecorder.__qualname__]
+        state = checkpoint["callbacks"][RECORDER]
         state["options"] = {k: v for k, v in state["options"].items() if k in known}
         torch.save(checkpoint, run / name)
 
@@ -95,7 +95,7 @@ def test_a_run_of_a_later_version_is_told_in_a_line(tmp_path: Path) -> None:
         train(options, run, resume=True)
     (run / CONFIG).write_text(text)
     checkpoint = torch.load(run / LAST, weights_only=True)
-    checkpoint["callbacks"][RunRecorder.__qualname__]["options"]["teacher"] = "se_resnet56"
+    checkpoint["callbacks"][RECORDER]["options"]["teacher"] = "se_resnet56"
     torch.save(checkpoint, run / LAST)
     with pytest.raises(UserError, match="an option 'teacher', which this version of senet does"):
         train(options, run, resume=True)

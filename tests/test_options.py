@@ -16,8 +16,9 @@ from senet.errors import UserError
 from senet.insertion import attached_plan
 from senet.models import create_model
 from senet.options import TrainOptions, changed_option, in_yaml, options_yaml, read_options
+from senet.run_network import build
 from senet.runs import read_card
-from senet.training import CONFIG, build, train
+from senet.training import CONFIG, train
 
 SE: dict[str, object] = {
     "placement": "pre",

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from generated import make_image_folder
+from tars import samples, write_tar
 
 import senet
 from senet import classifier
@@ -141,6 +142,18 @@ def test_the_same_data_in_another_place_are_taken(folder: Path, tmp_path: Path) 
     stop_after_an_epoch(options_for(other), tmp_path / "another run")
     shutil.rmtree(other)
     assert "classes were others" in refusal(moved, tmp_path / "another run")
+
+
+def test_shards_to_validate_on_may_have_moved(tmp_path: Path) -> None:
+    for number in range(2):
+        write_tar(tmp_path / f"s{number}" / "s.tar", samples([0, 1] * 4, start=8 * number))
+    places = {"data": f"{tmp_path}/s0/s.tar", "val_data": f"{tmp_path}/s1/s.tar"}
+    run, options = tmp_path / "run", options_for(Path("digits"), **places)
+    stop_after_an_epoch(options, run)
+    elsewhere = (tmp_path / "s1").rename(tmp_path / "s2")
+    assert "if it was moved, add --val_data NEW_PLACE" in refusal(options, run)
+    moved = replace(options, val_data=f"{elsewhere}/s.tar")
+    assert len(train(moved, run, resume=True, say=lambda line: None).rows) == 2
 
 
 def test_another_number_of_steps_an_epoch_is_refused(
@@ -296,7 +309,16 @@ def test_exported_weights_are_made_anew(
     assert [(run / name).read_bytes() for name in (WEIGHTS, CARD)] == exported
 
 
-def test_neither_weights_nor_best_checkpoint(folder: Path, tmp_path: Path) -> None:
+def test_neither_weights_nor_best_checkpoint(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the last epoch, which there is, is not the best."""
+    measure = classifier.Classifier.epoch_metrics
+
+    def worse_and_worse(self: classifier.Classifier) -> classifier.EpochMetrics:
+        return replace(measure(self), val_top1=0.5 - 0.1 * self.current_epoch)
+
+    monkeypatch.setattr(classifier.Classifier, "epoch_metrics", worse_and_worse)
     run, options = tmp_path / "run", options_for(folder)
     train(options, run, say=lambda line: None)
     (run / WEIGHTS).unlink()

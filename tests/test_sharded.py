@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
+import signal
 import tarfile
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from generated import make_image_folder
 from tars import member, png, samples, write_tar
 
+from senet.checking import check_bytes
 from senet.data import absolute
 from senet.errors import UserError
 from senet.manifests import MANIFEST
@@ -91,18 +96,31 @@ def test_a_shard_that_was_altered_is_named(packed: Path) -> None:
         assert f"shard {str(shard)!r} is altered: its SHA-256" in refusal(where)
 
 
-def test_only_the_first_process_of_a_machine_reads_all_bytes(
-    packed: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shard = packed / "val-0000.tar"
+def alter(shard: Path) -> None:
+    """One bit of an image: nothing that the headers would tell."""
     data = bytearray(shard.read_bytes())
     with tarfile.open(shard) as file:
-        data[file.getmembers()[1].offset_data + 100] ^= 1
+        data[next(m for m in file if m.name.endswith(".png")).offset_data + 100] ^= 1
     shard.write_bytes(data)
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    assert len(read(packed).val) == 12
-    monkeypatch.setenv("LOCAL_RANK", "0")
+
+
+def test_several_processes_share_the_reading_of_all_bytes(packed: Path) -> None:
+    """Each shard is read by one of them, whoever that is."""
+    alter(packed / "val-0000.tar")
     assert "is altered" in refusal(packed)
+    split = read(packed, check=False)
+    assert len(split.val) == 12
+    shards = sorted(path.name for path, _ in split.unchecked)
+    assert shards == sorted(path.name for path in packed.glob("*.tar"))
+    for parts in (1, 2, 3):
+        faults = []
+        for part in range(parts):
+            try:
+                check_bytes(split.unchecked, part, parts)
+            except UserError as error:
+                faults.append(str(error))
+        (fault,) = faults
+        assert "val-0000.tar' is altered" in fault
 
 
 def test_a_shard_that_is_gone_or_new(packed: Path) -> None:
@@ -240,6 +258,38 @@ def test_a_command_is_run_only_where_it_is_allowed(tmp_path: Path) -> None:
     assert (tmp_path / "ran").exists()
     assert len(split.train) + len(split.val) == 8
     assert all(path.is_file() for path in split.train.paths)
+
+
+def fetch_and_wait(command: str, connection: Any) -> None:
+    split = read(command, pipes=True)
+    connection.send(str(split.train.paths[0].parent))
+    signal.pause()
+
+
+def test_what_a_killed_process_fetched_is_removed_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what a living one has is left alone, as are folders of others."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    (tmp_path / "tmp" / "senet-piped-not-ours").mkdir(parents=True)
+    command = f"pipe:cat {write_tar(tmp_path / 's.tar', samples([0, 1, 0, 1]))}"
+    context = multiprocessing.get_context("fork")
+    processes, folders = [], []
+    for _ in range(2):
+        ours, theirs = context.Pipe()
+        process = context.Process(target=fetch_and_wait, args=(command, theirs), daemon=True)
+        process.start()
+        processes.append(process)
+        folders.append(Path(ours.recv()))
+    processes[0].kill()
+    processes[0].join()
+    assert all(folder.is_dir() for folder in folders)
+    mine = read(command, pipes=True).train.paths[0].parent
+    again = read(command, pipes=True).train.paths[0].parent
+    left = sorted(path.name for path in (tmp_path / "tmp").iterdir())
+    assert left == sorted([folders[1].name, mine.name, again.name, "senet-piped-not-ours"])
+    processes[1].kill()
+    processes[1].join()
 
 
 def test_commands_that_fail(tmp_path: Path) -> None:

@@ -66,6 +66,8 @@ def shares(rank: int, world: int) -> dict[str, dict[str, Tensor]]:
     for kind in NORMS:
         x, g = (t.split(SPLITS[world])[rank] for t in batch(kind))
         found[kind] = findings(synchronise(norm_of(kind)), x, g)
+    x, g = (t.split(SPLITS[world])[rank] for t in far_from_zero())
+    found["far"] = findings(synchronise(nn.BatchNorm2d(4)), x, g)
     network = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)).double()
     DistributedDataParallel(synchronise(network))  # does not refuse it
     if rank == 0:  # in evaluation no process waits for another
@@ -93,6 +95,31 @@ def test_processes_are_one_on_the_whole_batch(world: int, tmp_path: Path) -> Non
             else:
                 for part in parts:
                     torch.testing.assert_close(part, whole, msg=f"{kind}: {name}")
+
+
+def far_from_zero() -> tuple[Tensor, Tensor]:
+    """x around 10,000 and ∂L/∂y, in float32, whose numbers there lie 0.001 apart."""
+    x, g = batch("2d")
+    return (x + 1e4).float(), g.float()
+
+
+def test_a_large_mean_cancels_nothing(tmp_path: Path) -> None:
+    """Squares of 10⁴ would leave a variance of 7 to the last digits of 10⁸; float32 has 7 of them.
+
+    Compared with BatchNorm in float64 on the whole batch, of the same numbers.
+    """
+    ranks = [found["far"] for found in call_group(shares, 2, tmp_path)]
+    x, g = (t.double() for t in far_from_zero())
+    expected = findings(nn.BatchNorm2d(4).double(), x, g)
+    for name in ("y", "x"):
+        together = torch.cat([found[name] for found in ranks]).double()
+        torch.testing.assert_close(together, expected[name], rtol=1e-3, atol=1e-3, msg=name)
+    for name in ("weight", "bias"):
+        total = sum(found[name] for found in ranks).double()
+        torch.testing.assert_close(total, expected[name], rtol=1e-3, atol=1e-2, msg=name)
+    for found in ranks:
+        var = found["running_var"].double()
+        torch.testing.assert_close(var, expected["running_var"], rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize("kind", NORMS)

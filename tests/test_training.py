@@ -24,11 +24,10 @@ from senet.errors import UserError
 from senet.fitting import fit, make_trainer
 from senet.optimization import make_optimizer, make_schedule
 from senet.options import TrainOptions, changed_option, options_yaml, read_options
+from senet.run_network import build, check_wiring
 from senet.runs import CARD, WEIGHTS, read_card
 from senet.training import (
     CONFIG,
-    build,
-    check_wiring,
     data_options_of,
     memory_told,
     plain_twin,

@@ -138,7 +138,7 @@ def measure(
     else:
         runs = {}
         for row, make in contenders.items():
-            progress(f"{setting.column}: {row}")
+            progress(row)
             torch.manual_seed(0)
             runs[row] = COLUMNS[setting.column](make(), setting)
         times = time_in_turn(runs, rounds=rounds, device=setting.device, progress=progress)

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
-import math
-import time
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, BinaryIO
 from zipfile import BadZipFile, ZipFile
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
 from packaging.version import InvalidVersion, Version
 from torch import Tensor
 
@@ -29,22 +26,28 @@ __all__ = [
     "BEST",
     "LAST",
     "METRICS",
+    "RECORDER",
     "TRAINED",
     "EpochRow",
     "RunRecord",
-    "RunRecorder",
     "WholeFiles",
     "best_row",
+    "copy_checkpoint",
     "is_dense",
     "mismatch",
+    "network_weights",
     "read_record",
+    "record_of",
     "refuse",
+    "rows_of",
     "write_metrics",
 ]
 
 LAST = Path("checkpoints", "last.ckpt")
 BEST = Path("checkpoints", "best.ckpt")
 METRICS = Path("metrics.csv")
+RECORDER = "RunRecorder"
+"""Where Lightning keeps the state of `senet.recorder.RunRecorder` among the callbacks'."""
 TRAINED = "trained_state_dict"
 """Where a checkpoint has the weights that are trained, if ``state_dict`` has their average."""
 
@@ -167,9 +170,9 @@ def _damage(checkpoint: Any) -> str | None:
     if not isinstance(checkpoint, dict):
         return "it is not a checkpoint of senet"
     callbacks = checkpoint.get("callbacks")
-    if not isinstance(callbacks, dict) or RunRecorder.__qualname__ not in callbacks:
+    if not isinstance(callbacks, dict) or RECORDER not in callbacks:
         return "it is not a checkpoint of senet"
-    if (option := _unknown_option(callbacks[RunRecorder.__qualname__])) is not None:
+    if (option := _unknown_option(callbacks[RECORDER])) is not None:
         return f"it has an option {option!r}, which this version of senet does not know"
     for name, kind in _PARTS.items():
         if not isinstance(checkpoint.get(name), kind):
@@ -185,7 +188,7 @@ def _damage(checkpoint: Any) -> str | None:
     if version < _OLDEST:  # which Lightning would rewrite into what it takes for today's form
         return f"its 'pytorch-lightning_version' is {version}, and senet needs {_OLDEST}"
     try:
-        rows = _record_of(checkpoint).rows
+        rows = record_of(checkpoint).rows
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         return "its rows of metrics.csv are damaged"
     epochs, step = checkpoint["epoch"] + 1, checkpoint["global_step"]
@@ -272,96 +275,25 @@ def is_dense(value: Any) -> bool:
     return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta
 
 
-class RunRecorder(Checkpoint):
-    """Keeps a run directory up to date at the end of every epoch.
-
-    In this order, each file whole: ``best.ckpt`` and the exported weights where the epoch is the
-    best so far, ``last.ckpt``, ``metrics.csv``. Whatever moment the process dies at, the files
-    that `last.ckpt` vouches for are there, and what is newer than it is written again, the same,
-    when the epoch is run again. The rows of metrics.csv are kept in ``last.ckpt``, so that a
-    resumed run neither repeats nor loses a line. (Lightning's own ModelCheckpoint records
-    absolute paths, and forgets the best score of a run whose directory was moved.)
-
-    Args:
-        directory: the run directory.
-        options: what is trained with, to be kept with the rows.
-        data: what is trained on, likewise.
-        export: called with the row of a new best epoch, after ``best.ckpt``.
-        report: called with each row, for the screen.
-    """
-
-    def __init__(
-        self,
-        directory: Path,
-        *,
-        options: TrainOptions | None = None,
-        data: DataRecord | None = None,
-        export: Callable[[EpochRow], None],
-        report: Callable[[EpochRow], None],
-    ) -> None:
-        self.directory = directory
-        self.options = options
-        self.data = data
-        self.rows: list[EpochRow] = []
-        self._export = export
-        self._report = report
-        self._epoch_began = 0.0
-        self._training_seconds = math.nan
-
-    def state_dict(self) -> dict[str, Any]:
-        """The rows so far, as plain numbers, and what they were trained on and with."""
-        data = None if self.data is None else asdict(self.data)
-        options = None if self.options is None else asdict(self.options)
-        return {"rows": [asdict(row) for row in self.rows], "data": data, "options": options}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the rows of a checkpoint; metrics.csv is made to agree with them."""
-        self.rows = _rows_of(state_dict)
-        write_metrics(self.directory, self.rows)
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock of the epoch."""
-        self._epoch_began = time.perf_counter()
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop the clock of training: validation is not counted in images a second."""
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        self._training_seconds = time.perf_counter() - self._epoch_began
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the files of the epoch; Lightning calls this after validation."""
-        measured = pl_module.epoch_metrics()
-        row = EpochRow(
-            epoch=trainer.current_epoch + 1,
-            step=trainer.global_step,
-            train_loss=measured.train_loss,
-            val_loss=measured.val_loss,
-            val_top1=measured.val_top1,
-            val_top5=measured.val_top5,
-            lr=measured.lr,
-            seconds=round(time.perf_counter() - self._epoch_began, 3),
-            images_per_second=round(measured.images / self._training_seconds, 1),
-            train_top1=measured.train_top1,
-        )
-        self.rows.append(row)
-        if best_row(self.rows) is row:
-            trainer.save_checkpoint(self.directory / BEST)
-            if trainer.is_global_zero:
-                with pl_module.evaluated_weights():
-                    self._export(row)
-        trainer.save_checkpoint(self.directory / LAST)
-        if trainer.is_global_zero:
-            write_metrics(self.directory, self.rows)
-            for logger in trainer.loggers:
-                values = {k: v for k, v in asdict(row).items() if k not in ("epoch", "step")}
-                logger.log_metrics(values, step=row.epoch)
-            self._report(row)
-
-
 def best_row(rows: Sequence[EpochRow]) -> EpochRow:
     """The row of highest top-1, of equals that of the lowest loss, of these the first."""
     return max(rows, key=lambda row: (row.val_top1, -row.val_loss))
+
+
+def copy_checkpoint(source: Path, target: Path) -> None:
+    """Put a copy of a checkpoint in the place of another, whole or not at all."""
+
+    def copy(file: BinaryIO) -> None:
+        with source.open("rb") as original:
+            shutil.copyfileobj(original, file, 2**22)
+
+    atomic_write(target, copy)
+
+
+def network_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
+    """The validated weights in a checkpoint, by the names of the network's own state."""
+    states: dict[str, Tensor] = checkpoint["state_dict"]
+    return {name.removeprefix("model."): tensor for name, tensor in states.items()}
 
 
 def read_record(path: Path) -> RunRecord:
@@ -372,22 +304,27 @@ def read_record(path: Path) -> RunRecord:
     """
     if not path.exists():
         return RunRecord()
-    return _record_of(WholeFiles().load_checkpoint(path))
+    return record_of(WholeFiles().load_checkpoint(path))
 
 
 def write_metrics(run: Path, rows: Sequence[EpochRow]) -> None:
-    """Write metrics.csv anew from all the rows, whole."""
+    """Write metrics.csv anew from all the rows, whole; nothing where it has just these."""
     text = io.StringIO()
     writer = csv.DictWriter(text, [field.name for field in fields(EpochRow)], lineterminator="\n")
     writer.writeheader()
     writer.writerows(asdict(row) for row in rows)
     data = text.getvalue().encode()
-    atomic_write(run / METRICS, lambda file: file.writelines([data]))
+    path = run / METRICS
+    if not path.is_file() or path.read_bytes() != data:  # a finished run's disk may be read-only
+        atomic_write(path, lambda file: file.writelines([data]))
 
 
-def _record_of(checkpoint: dict[str, Any]) -> RunRecord:
-    """What `RunRecorder` noted; KeyError, TypeError or ValueError where it is damaged."""
-    state = checkpoint["callbacks"][RunRecorder.__qualname__]
+def record_of(checkpoint: dict[str, Any]) -> RunRecord:
+    """What the recorder noted in a checkpoint.
+
+    `WholeFiles` has looked at it; of others KeyError, TypeError or ValueError where it is damaged.
+    """
+    state = checkpoint["callbacks"][RECORDER]
     data, options = state.get("data"), state.get("options")
     if data is not None:
         data = DataRecord(**data | {"classes": tuple(data["classes"])})
@@ -395,10 +332,11 @@ def _record_of(checkpoint: dict[str, Any]) -> RunRecord:
             raise ValueError("a count of images is not a number")
     if options is not None:
         options = TrainOptions(**options)
-    return RunRecord(tuple(_rows_of(state)), data, options)
+    return RunRecord(tuple(rows_of(state)), data, options)
 
 
-def _rows_of(state: dict[str, Any]) -> list[EpochRow]:
+def rows_of(state: dict[str, Any]) -> list[EpochRow]:
+    """The rows in the state of a `senet.recorder.RunRecorder`; ValueError where they are none."""
     rows = [EpochRow(**row) for row in state["rows"]]
     values = [pair for row in rows for pair in asdict(row).items() if pair != ("train_top1", None)]
     if not rows or not all(_is_number(value) for _, value in values):

@@ -6,8 +6,12 @@ import errno
 import importlib
 import io
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 
 from . import __version__
 from .errors import UserError, nearest
@@ -72,12 +76,37 @@ def _run(arguments: list[str]) -> int:
     name = arguments[0]
     if name not in COMMANDS:
         raise UserError(f"unknown command {name!r}; {nearest(name, COMMANDS)} (senet --help)")
-    module = importlib.import_module(COMMANDS[name][0])
+    with _quick_to_leave():
+        module = importlib.import_module(COMMANDS[name][0])
     try:
         status: int = module.main(arguments[1:])
     except SystemExit as stop:  # --help and --print_config leave this way
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     return status
+
+
+@contextmanager
+def _quick_to_leave() -> Iterator[None]:
+    """Have Ctrl-C end the process at once while libraries are imported, when nothing is at stake.
+
+    Some of them catch the exception that it otherwise is, or make another of it.
+    """
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        os.write(2, b"senet: interrupted\n")
+        os._exit(130)
+
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler or threading.current_thread() is not (
+        threading.main_thread()
+    ):
+        yield
+        return
+    signal.signal(signal.SIGINT, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _help() -> str:

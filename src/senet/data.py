@@ -6,13 +6,15 @@ import math
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
 from torch import Tensor
 
 from . import catalogue
+from .checking import check_bytes
 from .distortion import Distortion
 from .errors import UserError, nearest
 from .folders import read_folder
@@ -173,6 +175,8 @@ class ImageData:
         std: Divided by.
         eval_transform: What ``val`` does to an image: Pillow or uint8 (3, h, w) → (3, H, W).
         fingerprint: A text that changes with the files of a folder.
+        check: (part, parts, bar) ↦ compare that part of the files with their checksums, where
+            `load_data` was not to; None where nothing is left to compare.
     """
 
     train: ImageSet
@@ -183,6 +187,7 @@ class ImageData:
     std: tuple[float, ...]
     eval_transform: Callable[[Image.Image | Tensor], Tensor]
     fingerprint: Callable[[], str] = str
+    check: Callable[[int, int, bool], None] | None = None
 
     def record(self) -> DataRecord:
         """What there is, to be kept with a run."""
@@ -211,7 +216,9 @@ def _absolute_pattern(pattern: str) -> str:
     return os.path.join(os.getcwd(), os.path.expanduser(pattern))
 
 
-def load_data(options: DataOptions, *, pipes: bool = False, progress: bool = False) -> ImageData:
+def load_data(
+    options: DataOptions, *, pipes: bool = False, check: bool = True, progress: bool = False
+) -> ImageData:
     """Find, download or read what ``options.data`` names.
 
     A known name is that data set; shards are told by their pattern, or by the manifest in their
@@ -220,13 +227,15 @@ def load_data(options: DataOptions, *, pipes: bool = False, progress: bool = Fal
     Args:
         options: What to read.
         pipes: Whether ``pipe:COMMAND`` may be run, because a person typed it.
+        check: Compare shards with their checksums here; else that is left to ``check`` of the
+            result, so that several processes can share the work.
         progress: Show a bar on standard error while shards are checked or images measured.
 
     Raises:
         UserError: there is no such thing, the data set is absent and cannot be downloaded, the
             folder does not hold images by class, a shard is damaged or altered.
     """
-    data = _found(options, pipes=pipes, progress=progress)
+    data = _found(options, pipes=pipes, check=check, progress=progress)
     if options.cache:
         hold_decoded(
             (data.train, data.val),
@@ -237,7 +246,7 @@ def load_data(options: DataOptions, *, pipes: bool = False, progress: bool = Fal
     return data
 
 
-def _found(options: DataOptions, *, pipes: bool, progress: bool) -> ImageData:
+def _found(options: DataOptions, *, pipes: bool, check: bool, progress: bool) -> ImageData:
     name = options.data
     sharded = name not in catalogue.CATALOGUE and is_sharded(name)
     if options.val_data is not None and not sharded:
@@ -252,13 +261,17 @@ def _found(options: DataOptions, *, pipes: bool, progress: bool) -> ImageData:
             val_fraction=options.val_fraction,
             seed=options.seed,
             pipes=pipes,
+            check=check,
             progress=progress,
         )
         return _from_shards(split, options)
     if name in catalogue.CATALOGUE:
         return _named(name, options)
     folder = Path(name).expanduser()
-    if not os.path.isdir(folder) and os.sep not in name and not name.startswith((".", "~")):
+    is_path = os.sep in name or name.startswith((".", "~"))
+    if is_path and not folder.exists():
+        raise UserError(f"no such folder, of images or of shards: {str(folder)!r}")
+    if not os.path.isdir(folder) and not is_path:
         raise UserError(
             f"unknown data set {name!r}, and no folder of that name; "
             f"{nearest(name, catalogue.CATALOGUE)}"
@@ -321,7 +334,8 @@ def _from_shards(split: ShardSplit, options: DataOptions) -> ImageData:
         ShardImages(part, framing)
         for part, framing in zip((split.train, split.val), _photo_framings(options), strict=True)
     )
-    return _photos(train, val, split.classes, lambda: split.fingerprint)
+    data = _photos(train, val, split.classes, lambda: split.fingerprint)
+    return replace(data, check=partial(check_bytes, split.unchecked)) if split.unchecked else data
 
 
 def _photo_framings(options: DataOptions) -> tuple[Framing, Framing]:

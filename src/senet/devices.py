@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
+import os
 import re
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -14,20 +13,20 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.plugins import LayerSync
 from lightning.pytorch.strategies import DDPStrategy
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 
 from .errors import UserError
+from .meeting import ToldMeeting
 from .options import TrainOptions
 from .ranks import processes_here
 from .sharding import Sharded
 from .synchronised import synchronise
 
 __all__ = [
-    "SameRun",
     "SynchronisedNorms",
     "check_launcher",
     "check_shares",
@@ -46,7 +45,7 @@ def make_strategy(options: TrainOptions) -> DDPStrategy | Sharded | str:
     if options.strategy == "fsdp":
         return _sharded(options, here, patience)
     on_cpu = options.accelerator == "cpu" or not torch.accelerator.is_available()
-    return (InRankOrder if on_cpu else DDPStrategy)(
+    return (InRankOrder if on_cpu else Replicated)(
         timeout=patience,
         find_unused_parameters=options.strategy == "ddp_find_unused_parameters_true",
     )
@@ -90,7 +89,11 @@ def check_launcher(trainer: Trainer) -> None:
         SLURMEnvironment(auto_requeue=False).validate_settings(**numbers)
 
 
-class InRankOrder(DDPStrategy):
+class Replicated(ToldMeeting, DDPStrategy):
+    """Lightning's DDP."""
+
+
+class InRankOrder(Replicated):
     """Lightning's DDP, with gradients that are added in the order of the processes.
 
     The collective operation adds each element in an order that depends on its place in a bucket,
@@ -160,40 +163,6 @@ class SynchronisedNorms(LayerSync):
         return model
 
 
-class SameRun(Callback):
-    """Refuses to train where the processes would not be doing the same.
-
-    Machines that do not share a disk would each find another run directory, and wait for one
-    another for ever.
-
-    Args:
-        facts: name → what must be the same in every process.
-    """
-
-    def __init__(self, facts: Mapping[str, object]) -> None:
-        self.facts = facts
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Compare digests of the facts, as soon as the processes have found each other."""
-        if trainer.world_size == 1:
-            return
-        device = trainer.strategy.root_device
-        mine = torch.tensor([_digest(fact) for fact in self.facts.values()], device=device)
-        everyone = [torch.empty_like(mine) for _ in range(trainer.world_size)]
-        dist.all_gather(everyone, mine)
-        differ = (torch.stack(everyone) != everyone[0]).any(0).tolist()
-        for name, differs in zip(self.facts, differ, strict=True):
-            if differs:
-                raise UserError(
-                    f"the {trainer.world_size} processes of this run differ in {name}; start all "
-                    "with the same command, with --out and --data where all machines find the same"
-                )
-
-
-def _digest(fact: object) -> int:
-    return int.from_bytes(hashlib.sha256(repr(fact).encode()).digest()[:7])
-
-
 def check_shares(trainer: Trainer, options: TrainOptions, *, train: int, val: int) -> None:
     """Refuse more processes than there are images for.
 
@@ -230,7 +199,7 @@ def peers_told(trainer: Trainer) -> Iterator[None]:
         UserError: another process ended, or was silent for longer than ``peer_timeout``.
     """
     logger = logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script")
-    handler = _LastWords()
+    handler = _LastWords(os.dup(2))
     before = logger.level, logger.propagate
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
@@ -249,21 +218,30 @@ def peers_told(trainer: Trainer) -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         logger.level, logger.propagate = before
+        os.close(handler.words)
 
 
 class _LastWords(logging.Handler):
-    """Says in a line what Lightning's watch over its processes only logs before it ends them."""
+    """Says in a line what Lightning's watch over its processes only logs before it ends them.
+
+    Args:
+        words: file descriptor for it; standard error may be held back at that moment, and what was
+            held back is lost.
+    """
+
+    def __init__(self, words: int) -> None:
+        super().__init__()
+        self.words = words
 
     def emit(self, record: logging.LogRecord) -> None:
         found = re.search(r"PID (\d+) terminated with code (-?\d+)", record.getMessage())
         if found:
-            print(
+            line = (
                 f"senet: error: a process of this run ended (PID {found[1]}, status {found[2]}), "
                 "and the others with it; to go on from the last finished epoch, start it again "
-                "with --resume",
-                file=sys.stderr,
-                flush=True,
+                "with --resume\n"
             )
+            os.write(self.words, line.encode())
 
 
 def _of_a_peer(error: Exception) -> str:

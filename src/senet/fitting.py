@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -19,14 +19,20 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.utils.data import DataLoader
 
-from .checkpoints import LAST, EpochRow, RunRecorder, WholeFiles
+from .checkpoints import LAST, EpochRow, WholeFiles
 from .classifier import Classifier
 from .data import DataRecord
-from .devices import SameRun, check_launcher, make_strategy, peers_told, plugins_for
+from .devices import check_launcher, make_strategy, peers_told, plugins_for
 from .errors import UserError
+from .meeting import SameRun, SharedCheck
 from .options import TrainOptions, deciding
+from .recorder import RunRecorder
 
 __all__ = ["fit", "make_trainer"]
+
+_PLACES = ("data", "val_data", "init")
+"""Options that say where files lie, which may be elsewhere on each machine; what they hold is
+compared itself."""
 
 
 def make_trainer(
@@ -38,6 +44,7 @@ def make_trainer(
     report: Callable[[EpochRow], None],
     bar: bool = False,
     finished: int = 0,
+    check: Callable[[int, int, bool], None] | None = None,
 ) -> Trainer:
     """Lightning's trainer, which keeps a run directory up to date.
 
@@ -48,6 +55,7 @@ def make_trainer(
         export: called with the row of every new best epoch, to write the model's weights.
         report: called with the row of every epoch.
         bar: show Lightning's progress bar.
+        check: compares a part of the data with its checksums, see `senet.data.ImageData`.
         finished: the epochs that this process finds in ``directory``; all must find as many.
 
     Raises:
@@ -58,8 +66,14 @@ def make_trainer(
     facts = {
         "the last finished epoch": finished,
         "the data": data,
-        "options": {k: v for k, v in deciding(options).items() if k not in ("data", "init")},
+        "options": {k: v for k, v in deciding(options).items() if k not in _PLACES},
     }
+    callbacks: list[Callback] = [SameRun(facts)]
+    if check is not None:
+        callbacks.append(SharedCheck(check, bar=bar))
+    callbacks.append(recorder)
+    if bar:
+        callbacks.append(_Bar(refresh_rate=4))
     with _quiet_lightning():
         try:
             trainer = Trainer(
@@ -77,7 +91,7 @@ def make_trainer(
                 use_distributed_sampler=False,
                 benchmark=True,
                 logger=_tensorboard(directory) if options.tensorboard else False,
-                callbacks=[SameRun(facts), recorder, *([_Bar(refresh_rate=4)] if bar else [])],
+                callbacks=callbacks,
                 enable_progress_bar=bar,
                 enable_model_summary=False,
                 default_root_dir=directory,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -95,7 +96,7 @@ def pack(
     except BaseException:
         if not (out / MANIFEST).exists():
             _clear(out)
-            if made_here:
+            if made_here and out.is_dir():
                 out.rmdir()
         raise
     _clear(out, keep_shards=True)
@@ -134,9 +135,11 @@ def _disk_told(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        advice = "name a folder that may be written to"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            advice = "nothing is left there, make room and run it again"
         raise UserError(
-            f"cannot write to {str(out)!r}: {error.strerror or error}; nothing is left there, make "
-            "room and run it again"
+            f"cannot write to {str(out)!r}: {error.strerror or error}; {advice}"
         ) from error
 
 

@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import runs
+from .catalogue import CATALOGUE
 from .data import DataRecord, absolute
 from .errors import UserError
+from .locking import LOCK, DirectoryLock
+from .mending import read_progress
 from .options import TrainOptions, changed_option, in_yaml, options_yaml, read_options
+from .piped import PIPE
 from .ranks import is_helper
 
 if TYPE_CHECKING:
@@ -18,11 +22,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CONFIG",
+    "advice_where_moved",
     "begin_directory",
     "check_data",
     "check_directory",
     "clear_leftovers",
-    "weights_fault",
+    "lock_directory",
     "with_absolute_paths",
 ]
 
@@ -54,15 +59,15 @@ def check_directory(out: Path, options: TrainOptions, *, resume: bool) -> RunRec
     from .checkpoints import LAST, read_record
 
     if is_helper():
-        return read_record(out / LAST)
+        return read_progress(out, mend=False)
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; name a directory for the run")
     if not (out / CONFIG).exists():
-        if out.is_dir() and any(not runs.is_temporary(path) for path in out.iterdir()):
+        if out.is_dir() and any(not _is_left_over(path) for path in out.iterdir()):
             raise UserError(f"{out} is not empty and holds no run; name another directory")
         return read_record(out / LAST)
     if resume:
-        record = read_record(out / LAST)
+        record = read_progress(out, mend=False)
         _check_options(out, options, record)
         _check_files(out)
         return _with_its_options(out, record)
@@ -71,6 +76,11 @@ def check_directory(out: Path, options: TrainOptions, *, resume: bool) -> RunRec
             f"{out} holds another run; add --resume to go on with it, or name another directory"
         )
     return read_record(out / LAST)
+
+
+def _is_left_over(path: Path) -> bool:
+    """Whether a file is what a killed process left, and nobody's work."""
+    return path.name == LOCK or runs.is_temporary(path)
 
 
 def _check_options(out: Path, options: TrainOptions, record: RunRecord) -> None:
@@ -118,18 +128,36 @@ def _where_data_is(old: TrainOptions, new: TrainOptions, record: RunRecord) -> T
     return replace(old, **moved)
 
 
+def advice_where_moved(data: str, val_data: str | None) -> str:
+    """What to type if the folders of data that are gone were moved; "" where none is gone."""
+    gone = [
+        f"--{name} NEW_PLACE"
+        for name, place in (("data", data), ("val_data", val_data))
+        if place and place not in CATALOGUE and _is_gone(place)
+    ]
+    return f"if it was moved, add {' '.join(gone)}" if gone else ""
+
+
 def _is_gone(place: str) -> bool:
-    """Whether a folder, or that of a pattern, is not there any more."""
-    path = Path(place).expanduser()
-    pattern = any(mark in place for mark in "{}*?[]")
-    return not (path.parent if pattern else path).exists()
+    """Whether a folder, or one of those of a pattern, is not there any more."""
+    return not place.startswith(PIPE) and not all(
+        _folder_of(part).exists() for part in place.split("::")
+    )
+
+
+def _folder_of(place: str) -> Path:
+    """The folder that ``place`` is, or the last one before it is a pattern or a file."""
+    path = Path(place.partition("{")[0] + "x" if "{" in place else place).expanduser()
+    is_file = "{" in place or path.suffix in (".tar", ".json")
+    return path.parent if is_file else path
 
 
 def _check_files(out: Path) -> None:
     """Refuse to begin anew where the results of finished epochs would be written over.
 
-    The first epoch's files come in the order best.ckpt, weights, last.ckpt, metrics.csv: a run
-    that was killed between them has nothing to go on from, and begins with the first epoch.
+    Earlier versions wrote the first epoch's files in the order best.ckpt, weights, last.ckpt,
+    metrics.csv: a run of theirs that was killed between them has nothing to go on from, and begins
+    with the first epoch.
     """
     from .checkpoints import BEST, LAST, METRICS, read_record
 
@@ -166,17 +194,6 @@ def check_data(out: Path, record: RunRecord, now: DataRecord) -> None:
         )
 
 
-def weights_fault(out: Path) -> str | None:
-    """What keeps the exported network of a run from being used; None where nothing does."""
-    if not ((out / runs.WEIGHTS).exists() and (out / runs.CARD).exists()):
-        return "missing"
-    try:
-        runs.load(out)
-    except UserError:
-        return "damaged"
-    return None
-
-
 def clear_leftovers(out: Path) -> None:
     """Remove what a killed process left half written in a run directory."""
     if is_helper():
@@ -189,10 +206,24 @@ def clear_leftovers(out: Path) -> None:
                 raise UserError(f"cannot remove {path}: {error.strerror}") from None
 
 
-def begin_directory(out: Path, options: TrainOptions) -> None:
-    """Make the directory and note the options there."""
+def lock_directory(lock: DirectoryLock, out: Path) -> None:
+    """Keep other trainings out of ``out``, which is there, while this one goes on.
+
+    Raises:
+        UserError: another one is under way there.
+    """
+    if not is_helper() and not lock.take():
+        raise UserError(
+            f"another training is under way in {out}; wait until it has ended, or name another "
+            "directory"
+        )
+
+
+def begin_directory(out: Path, options: TrainOptions, lock: DirectoryLock) -> None:
+    """Make the directory, lock it and note the options there."""
     if is_helper():
         return
     runs.make_directory(out)
+    lock_directory(lock, out)
     text = f"# senet train --config {CONFIG} --out DIR\n{options_yaml(options)}"
     runs.atomic_write(out / CONFIG, lambda file: file.writelines([text.encode()]))

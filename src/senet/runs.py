@@ -35,6 +35,7 @@ __all__ = [
     "package_versions",
     "plan_of",
     "read_card",
+    "read_weights",
     "save_model",
 ]
 
@@ -200,7 +201,7 @@ def load(
     """
     run = Path(run)
     card = read_card(run)
-    weights = _read_weights(_file_of_run(run, WEIGHTS))
+    weights = read_weights(_file_of_run(run, WEIGHTS))
     model = _rebuild(card, run / CARD).to(dtype)
     if wrong := differences(model.state_dict(), weights):
         raise UserError(f"{str(run / WEIGHTS)!r} does not fit {card.name!r}: it {wrong}")
@@ -208,7 +209,8 @@ def load(
     return model.to(device).eval()
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file; `UserError` where it is damaged, or a pickle."""
     from safetensors import SafetensorError, safe_open
 
     with path.open("rb") as file:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -17,11 +15,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from .checking import ShardChecks, bar_over
 from .errors import UserError
 from .manifests import MANIFEST, Manifest, ShardEntry, read_manifest
 from .piped import PIPE, fetched
 from .sampling import stratified_split
-from .shards import Shard, read_shard
+from .shards import Shard
 
 __all__ = ["ShardPart", "ShardSplit", "expand", "is_sharded", "read_shards"]
 
@@ -74,12 +73,20 @@ class ShardPart:
 
 @dataclass(frozen=True)
 class ShardSplit:
-    """The two parts, the class names, and a text that changes with the shards."""
+    """The data of some shards.
+
+    Args:
+        classes: Names by label.
+        train, val: The two parts.
+        fingerprint: A text that changes with the shards.
+        unchecked: Shards whose bytes are still to be compared with what their manifest says.
+    """
 
     classes: tuple[str, ...]
     train: ShardPart
     val: ShardPart
     fingerprint: str
+    unchecked: tuple[tuple[Path, ShardEntry], ...] = ()
 
 
 def is_sharded(data: str) -> bool:
@@ -129,14 +136,14 @@ def read_shards(
     val_fraction: float,
     seed: int,
     pipes: bool = False,
+    check: bool = True,
     progress: bool = False,
 ) -> ShardSplit:
     """Find the shards of both parts, check them against their manifest, and index them.
 
     Where the shards lie beside the manifest of `senet pack`, their sizes and SHA-256 must be as
     it says. All are checked before training: its order is drawn over all images, so that the
-    first few batches already read from every shard. The bytes are read by the first process of
-    a machine only.
+    first few batches already read from every shard.
 
     Args:
         data: A pattern of the shards to train on; or a packed folder or its manifest, for both.
@@ -145,6 +152,7 @@ def read_shards(
         val_fraction: That share.
         seed: Decides it.
         pipes: Whether commands (``pipe:cat file``) may be run: only where a person typed them.
+        check: Whether to read all bytes, for their SHA-256; without it they stay ``unchecked``.
         progress: Show a bar on standard error.
 
     Raises:
@@ -166,8 +174,8 @@ def read_shards(
     held_out = {os.path.realpath(path) for path in val}
     if both := [path for path in train if os.path.realpath(path) in held_out]:
         raise UserError(f"shard {str(both[0])!r} is among those to train on and to validate on")
-    checks = _Checks(known)
-    with _bar([*train, *val], progress) as advance:
+    checks = ShardChecks(known, read_bytes=check)
+    with bar_over([*train, *val], progress) as advance:
         parts = [checks.part(paths, advance) for paths in (train, val) if paths]
     joined = [_join(shards, in_order_of_names=bool(known)) for shards in parts]
     split = joined if len(joined) == 2 else _split(joined[0], data, val_fraction, seed)
@@ -176,6 +184,7 @@ def read_shards(
         split[0],
         split[1],
         _fingerprint(parts, known, [part.labels for part in split]),
+        () if check else checks.known_bytes([*train, *val]),
     )
 
 
@@ -217,7 +226,10 @@ def _paths(pattern: str, pipes: bool) -> list[Path]:
         raise UserError(f"{pattern!r} names {str(twice)!r} twice")
     if absent := [path for path in paths if not os.path.isfile(path)]:
         more = f", nor are {len(absent) - 1} more of {len(paths)}" if len(absent) > 1 else ""
-        raise UserError(f"no such shard: {str(absent[0])!r} is not a file{more}")
+        raise UserError(
+            f"no such shard: {str(absent[0])!r} is not a file{more}; copy it there, or name those "
+            "there are, as in train-{0000..0003}.tar"
+        )
     return paths
 
 
@@ -238,89 +250,6 @@ def _beside(train: Sequence[Path], known: dict[Path, Manifest]) -> list[Path]:
     if not all(folder in known for folder in folders):
         return []
     return [folder / entry.file for folder in folders for entry in known[folder].val]
-
-
-class _Checks:
-    """Reads shards, each compared with what its manifest says of it."""
-
-    def __init__(self, known: dict[Path, Manifest]) -> None:
-        self._known = known
-        self._entries = {
-            folder / entry.file: entry
-            for folder, manifest in known.items()
-            for entry in (*manifest.train, *manifest.val)
-        }
-
-    def part(self, paths: Sequence[Path], advance: Callable[[int], None]) -> list[Shard]:
-        """The shards in order; the first that is not as it should be raises."""
-        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-            read = pool.map(lambda path: self._read(path, advance), paths)
-            try:
-                return list(read)
-            finally:
-                pool.shutdown(wait=True, cancel_futures=True)
-
-    def _read(self, path: Path, advance: Callable[[int], None]) -> Shard:
-        entry = self._entries.get(path)
-        if path.parent in self._known and entry is None:
-            raise UserError(f"shard {str(path)!r} is not in the {MANIFEST} beside it")
-        if entry is not None:
-            _compare_bytes(path, entry, advance)
-        shard = read_shard(path)
-        if entry is None:
-            advance(shard.bytes)
-        elif len(shard.names) != entry.count:
-            raise UserError(
-                f"shard {str(path)!r} holds {len(shard.names):,} images, but {entry.count:,} by "
-                f"the {MANIFEST} beside it; pack the folder again"
-            )
-        if entry is not None:
-            limit = len(self._known[path.parent].classes)
-            if (label := max(shard.labels)) >= limit:
-                raise UserError(f"shard {str(path)!r} has label {label}, of {limit} classes")
-        return shard
-
-
-def _compare_bytes(path: Path, entry: ShardEntry, advance: Callable[[int], None]) -> None:
-    altered = f"in the {MANIFEST} beside it; copy it anew, or pack the folder again"
-    try:
-        size = path.stat().st_size
-        if size != entry.bytes:
-            how = "cut short" if size < entry.bytes else "altered"
-            sizes = f"it has {size:,} bytes, not {entry.bytes:,}"
-            raise UserError(f"shard {str(path)!r} is {how}: {sizes} as {altered}")
-        if not _is_first_here():
-            advance(size)
-            return
-        digest = hashlib.sha256()
-        with path.open("rb", buffering=0) as file:
-            while chunk := file.read(2**22):
-                digest.update(chunk)
-                advance(len(chunk))
-    except OSError as error:
-        raise UserError(f"cannot read shard {str(path)!r}: {error.strerror or error}") from error
-    if digest.hexdigest() != entry.sha256:
-        raise UserError(f"shard {str(path)!r} is altered: its SHA-256 is not that {altered}")
-
-
-def _is_first_here() -> bool:
-    """Whether this process is the first of its machine, which alone reads all bytes."""
-    return os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0"
-
-
-@contextmanager
-def _bar(paths: Sequence[Path], progress: bool) -> Iterator[Callable[[int], None]]:
-    """A bar over the bytes of all shards; yields what takes their number as they are read."""
-    if not progress:
-        yield lambda count: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("checking shards"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=sum(path.stat().st_size for path in paths if path.is_file()))
-        yield lambda count: bar.advance(task, count)
 
 
 def _joined(names: Sequence[str]) -> tuple[bytes, npt.NDArray[np.int64]]:

@@ -19,10 +19,12 @@ from torch.distributed.fsdp import (
     StateDictType,
 )
 
+from .meeting import ToldMeeting
+
 __all__ = ["Sharded"]
 
 
-class Sharded(FSDPStrategy):
+class Sharded(ToldMeeting, FSDPStrategy):
     """Lightning's FSDP, whose checkpoints hold the whole network in the form of one device.
 
     They are written whole and read without running anything in them, as all of a run's, which

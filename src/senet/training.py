@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import dataclass, fields, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,24 +12,24 @@ import torch
 from torch import nn
 
 from . import models, runs
-from .adoption import ADOPTED_ATTRIBUTE
-from .block import SqueezeExcite
 from .catalogue import CATALOGUE
 from .data import DataOptions, ImageData, load_data, train_loader, val_loader
 from .errors import UserError
-from .insertion import attached_plan, detach
+from .locking import DirectoryLock
+from .mending import read_progress, weights_fault
 from .options import TrainOptions
 from .ranks import is_helper, processes_here
 from .resumption import (
     CONFIG,
+    advice_where_moved,
     begin_directory,
     check_data,
     check_directory,
     clear_leftovers,
-    weights_fault,
+    lock_directory,
     with_absolute_paths,
 )
-from .verification import verify
+from .run_network import build, check_wiring, exporter, restore_weights, start_from
 from .watching import workers_told
 
 if TYPE_CHECKING:
@@ -101,19 +99,21 @@ def train(
     out, options = Path(out), with_absolute_paths(options)
     plain = plain_twin(options) if options.twin else None
     tell = _say_nothing if is_helper() else say
-    with _threads(options.threads), memory_told(), workers_told():
+    lock = DirectoryLock(out)
+    with lock, _threads(options.threads), memory_told(), workers_told():
         if plain is not None:  # before hours are spent on the first of the two
             record = check_directory(out / TWIN, plain, resume=resume)
             if plain.init and not record.rows and runs.read_card(Path(plain.init)).plan is not None:
                 raise UserError(
                     f"twin needs a plain run to start both from; init {plain.init} has SE"
                 )
-        result = _train_one(options, out, resume=resume, bar=bar, pipes=pipes, say=tell)
+        result = _train_one(options, out, lock, resume=resume, bar=bar, pipes=pipes, say=tell)
         if plain is None:
             return result
-        beside = _train_one(
-            plain, out / TWIN, beside=out, resume=resume, bar=bar, pipes=pipes, say=tell
-        )
+        with DirectoryLock(out / TWIN) as twins:
+            beside = _train_one(
+                plain, out / TWIN, twins, beside=out, resume=resume, bar=bar, pipes=pipes, say=tell
+            )
         if is_helper():
             return result
         from .twins import compare, write_comparison
@@ -129,6 +129,7 @@ def train(
 def _train_one(
     options: TrainOptions,
     out: Path,
+    lock: DirectoryLock,
     *,
     beside: Path | None = None,
     resume: bool,
@@ -139,9 +140,14 @@ def _train_one(
     """One network of `train`; ``beside`` is the run of the other, on the same data."""
     from .checkpoints import LAST, best_row, read_record, write_metrics
 
+    if (out / CONFIG).exists():
+        lock_directory(lock, out)
     record = check_directory(out, options, resume=resume)
     clear_leftovers(out)
-    fault = weights_fault(out) if record.rows and not is_helper() else None
+    fault = None
+    if record.rows and not is_helper():
+        read_progress(out, mend=True)
+        fault = weights_fault(out, record.rows)
     finished = len(record.rows) >= options.epochs
     if finished:
         write_metrics(out, record.rows)
@@ -149,10 +155,15 @@ def _train_one(
             return _finished(out, options, record, say)
     data_options = data_options_of(options)
     try:
-        data = load_data(data_options, pipes=pipes, progress=bar and not is_helper())
+        data = load_data(
+            data_options,
+            pipes=pipes,
+            check=options.nodes * data_options.processes == 1,
+            progress=bar and not is_helper(),
+        )
     except UserError as error:
-        if record.rows and not Path(options.data).exists():
-            raise UserError(f"{error}; if it was moved, add --data NEW_PLACE") from error
+        if record.rows and (advice := advice_where_moved(options.data, options.val_data)):
+            raise UserError(f"{error}; {advice}") from error
         raise
     now = data.record()
     check_data(out, record, now)
@@ -190,9 +201,10 @@ def _train_one(
         report=report,
         bar=bar,
         finished=len(record.rows),
+        check=data.check,
     )
     check_shares(trainer, options, train=len(data.train), val=len(data.val))
-    begin_directory(out, options)
+    begin_directory(out, options, lock)
     say(describe(options, model, data, blocks))
     if origin is not None:
         say(origin)
@@ -222,38 +234,14 @@ def _finished(
     from .checkpoints import best_row
     from .curves import CURVES
 
-    if not (out / CURVES).exists():  # killed before it was drawn
-        draw(out, {options.model: record.rows})
     best = best_row(record.rows)
     say(
         f"{out} is finished: {len(record.rows)} epochs, "
         f"top-1 {best.val_top1:.2%} after epoch {best.epoch}"
     )
+    if not (out / CURVES).exists():  # killed before it was drawn
+        draw(out, {options.model: record.rows})
     return TrainResult(out, record.rows, best, trained=False)
-
-
-def restore_weights(out: Path, options: TrainOptions, data: ImageData) -> None:
-    """Write the weights and the card of a run anew from its best checkpoint.
-
-    Raises:
-        UserError: there is no such checkpoint, or it is another network's.
-    """
-    from .checkpoints import BEST, WholeFiles, read_record, refuse
-
-    if not (out / BEST).exists():
-        raise UserError(
-            f"{out} has neither {runs.WEIGHTS} and {runs.CARD} in one piece nor {BEST}; restore "
-            "one of them from a copy, or train again into another directory"
-        )
-    states = WholeFiles().load_checkpoint(out / BEST)["state_dict"]
-    weights = {name.removeprefix("model."): tensor for name, tensor in states.items()}
-    model = build(replace(options, pretrained=False), num_classes=len(data.classes))
-    if options.precision == "64-true":
-        model.double()
-    if wrong := runs.differences(model.state_dict(), weights):
-        raise refuse(out / BEST, f"it does not fit {options.model}: it {wrong}")
-    model.load_state_dict(weights)
-    export(out, model, options, data, read_record(out / BEST).rows[-1])
 
 
 def data_options_of(options: TrainOptions) -> DataOptions:
@@ -281,76 +269,6 @@ def plain_twin(options: TrainOptions) -> TrainOptions:
     return options.without_se()
 
 
-def build(options: TrainOptions, *, num_classes: int) -> nn.Module:
-    """The network of the options, initialised from the global generator."""
-    return models.create_model(
-        options.model,
-        num_classes=num_classes,
-        pretrained=options.pretrained,
-        drop_path=options.drop_path,
-        placement=options.placement,
-        sites=options.site_filters,
-        reduction=options.reductions,
-        hidden=options.hidden,
-        min_hidden=options.min_hidden,
-        divisor=options.divisor,
-        bias=options.bias,
-        gate=options.gate,
-        activation=options.activation,
-        squeeze=options.squeeze,
-        warm_start=options.warm_start,
-    )
-
-
-def start_from(model: nn.Module, run: Path, name: str, *, num_classes: int) -> str:
-    """Give a network the weights of a run, of the same network or of its plain twin.
-
-    Returns:
-        what it started from, in a line.
-
-    Raises:
-        UserError: the run holds another network, another number of classes, or SE blocks of
-            another kind.
-    """
-    card = runs.read_card(run)
-    if card.num_classes != num_classes:
-        raise UserError(
-            f"init {run} tells {card.num_classes} classes apart (of {card.data}), but the data "
-            f"here has {num_classes}; start from a run with as many"
-        )
-    theirs, ours = card.plan, runs.plan_of(model)
-    if theirs is not None and ours is None:
-        raise UserError(f"init {run} holds {card.name}, which has SE, but {name} has none")
-    if theirs is not None and ours is not None and theirs["sites"] != ours["sites"]:
-        raise UserError(
-            f"init {run} holds {card.name} with SE blocks of other options than {name} here; "
-            "give the same options, or start from a plain run"
-        )
-    weights = runs.load(run).state_dict()
-    same_kind = (theirs is None) == (ours is None)
-    alike = model if same_kind else detach(deepcopy(model))
-    if wrong := runs.differences(alike.state_dict(), weights):
-        raise UserError(
-            f"init {run} holds {card.name}, whose weights do not fit {name}: it {wrong}"
-        )
-    model.load_state_dict(weights)
-    top1 = "" if card.top1 is None else f", which had top-1 {card.top1:.2%} on its held-out images"
-    return f"starting from {card.name} in {run}{top1}"
-
-
-def check_wiring(model: nn.Module, data: ImageData) -> int:
-    """Verify every SE block on a few images of the data set; return how many there are.
-
-    Raises:
-        VerificationError: a block does not take part in forward or backward as planned.
-    """
-    blocks = any(isinstance(module, SqueezeExcite) for module in model.modules())
-    if not blocks and attached_plan(model) is None and not hasattr(model, ADOPTED_ATTRIBUTE):
-        return 0
-    images = torch.stack([data.val[i][0] for i in range(min(4, len(data.val)))])
-    return len(verify(model, images))
-
-
 def describe(options: TrainOptions, model: nn.Module, data: ImageData, blocks: int) -> str:
     """What is going to be trained, in a line."""
     parameters = sum(p.numel() for p in model.parameters())
@@ -369,36 +287,6 @@ def progress_line(row: EpochRow, epochs: int) -> str:
         f"val loss {row.val_loss:.4f}  top-1 {row.val_top1:7.2%}  "
         f"{row.seconds:.1f} s  {row.images_per_second:,.0f} images/s"
     )
-
-
-def export(
-    out: Path, model: nn.Module, options: TrainOptions, data: ImageData, row: EpochRow
-) -> None:
-    """Write the model's weights and its card to the run directory."""
-    card = runs.ModelCard(
-        name=options.model,
-        num_classes=len(data.classes),
-        plan=runs.plan_of(model),
-        classes=data.classes,
-        mean=data.mean,
-        std=data.std,
-        image_size=data.image_size,
-        versions=runs.package_versions(),
-        data=options.data,
-        seed=options.seed,
-        top1=row.val_top1,
-        val_fraction=options.val_fraction,
-    )
-    runs.save_model(out, model, card)
-
-
-def exporter(
-    out: Path, model: nn.Module, options: TrainOptions, data: ImageData
-) -> Callable[[EpochRow], None]:
-    """What writes the network of a new best epoch, of which the first process may have a part."""
-    if options.strategy == "fsdp":  # but the checkpoint was put together from all parts
-        return lambda row: restore_weights(out, options, data)
-    return partial(export, out, model, options, data)
 
 
 def _device(accelerator: str) -> torch.device:

@@ -12,9 +12,9 @@ from senet.cli import main
 from senet.commands.sweep import parser
 from senet.errors import UserError
 from senet.insertion import attached_plan
+from senet.run_network import build
 from senet.sweeps import SHARED, pick, read_recipe, resolve, with_seeds
 from senet.sweeps.recipe import sweep_yaml
-from senet.training import build
 
 ROOT = Path(__file__).resolve().parents[2]
 ABLATIONS = sorted((ROOT / "recipes" / "ablations").glob("*.yaml"))

@@ -19,8 +19,8 @@ from ..evaluation import Evaluation, evaluate
 from ..image_sets import Framing
 from ..loading import ImageLoader
 from ..options import TrainOptions, read_options
+from ..resumption import CONFIG, advice_where_moved
 from ..sampling import EpochSampler
-from ..training import CONFIG
 from ..watching import workers_told
 from .parsing import command_parser, parse, pick_device
 
@@ -91,22 +91,24 @@ def _data(given: Namespace, run: Path, card: runs.ModelCard) -> ImageData:
     """The images, held out as they were in training: all that this takes is in the card."""
     config = run / CONFIG  # what it adds is where data sets are kept
     options = read_options(config, whole=True) if config.exists() else TrainOptions()
-    data = load_data(
-        DataOptions(
-            data=given.data or card.data,
-            val_data=None if given.data else options.val_data,
-            data_root=Path(given.data_root or options.data_root),
-            download=options.download,
-            batch_size=given.batch_size,
-            workers=given.workers,
-            image_size=card.image_size,
-            augment=False,
-            val_fraction=card.val_fraction,
-            seed=card.seed,
-        ),
-        pipes=given.data is not None,
-        progress=sys.stderr.isatty(),
+    wanted = DataOptions(
+        data=given.data or card.data,
+        val_data=None if given.data else options.val_data,
+        data_root=Path(given.data_root or options.data_root),
+        download=options.download,
+        batch_size=given.batch_size,
+        workers=given.workers,
+        image_size=card.image_size,
+        augment=False,
+        val_fraction=card.val_fraction,
+        seed=card.seed,
     )
+    try:
+        data = load_data(wanted, pipes=given.data is not None, progress=sys.stderr.isatty())
+    except UserError as error:
+        if given.data is None and advice_where_moved(wanted.data, wanted.val_data):
+            raise UserError(f"{error}; if it was moved, add --data NEW_PLACE") from error
+        raise
     if data.classes != card.classes:
         raise UserError(
             f"{given.data or card.data} has other classes than {run}: "

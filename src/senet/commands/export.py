@@ -27,6 +27,7 @@ __all__ = ["main", "parser"]
 
 _IMAGES = 8  # that PyTorch and the runtime are compared on
 _SMALLEST = 8  # pixels, as for training
+_GENERATED = "generated images"
 
 _EPILOG = """
 The network is rewritten for inference (norms folded, gates moved before their convolutions),
@@ -89,7 +90,7 @@ def main(argv: Sequence[str]) -> int:
     card, model = (runs.read_card(run), runs.load(run)) if is_run else _by_name(given.run)
     card = replace(card, image_size=given.image_size or card.image_size)
     check_image_size(model, card.name, card.image_size)
-    images, whence = _held_out(run, card) if is_run else _generated(card, "generated images")
+    images, whence = _held_out(run, card) if is_run else (_generated(card), _GENERATED)
     plain, has_se = plain_name(card.name)
     shipment = ship(
         model,
@@ -157,16 +158,20 @@ def _held_out(run: Path, card: runs.ModelCard) -> tuple[Tensor, str]:
             )
         )
     except UserError as error:
-        return _generated(card, f"generated images ({error})")
+        print(
+            f"the data of the run is not to be had, so generated images take its place: {error}; "
+            "they say little about accuracy"
+        )
+        return _generated(card), _GENERATED
     data.val.framing = Framing(card.image_size, card.mean, card.std)
     count = min(_IMAGES, len(data.val))
     images = torch.stack([data.val[index][0] for index in range(count)])
     return images, f"{count} held-out images of {card.data}"
 
 
-def _generated(card: runs.ModelCard, whence: str) -> tuple[Tensor, str]:
+def _generated(card: runs.ModelCard) -> Tensor:
     size = (_IMAGES, 3, card.image_size, card.image_size)
-    return torch.randn(size, generator=torch.Generator().manual_seed(0)), whence
+    return torch.randn(size, generator=torch.Generator().manual_seed(0))
 
 
 def _tell(shipment: Shipment, given: Namespace, whence: str, plain: str) -> int:

@@ -6,13 +6,15 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser
 
 from ..errors import UserError
-from ..manifests import PARTS
-from ..packing import Packed, pack
 from .parsing import command_parser, parse
+
+if TYPE_CHECKING:
+    from ..packing import Packed
 
 __all__ = ["main", "parser"]
 
@@ -64,6 +66,8 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"val_fraction is {given.val_fraction:g}, but must be above 0 and below 1")
     if not 0 <= given.seed < 2**63:
         raise UserError(f"seed is {given.seed}, but must be at least 0 and below 2**63")
+    from ..packing import pack  # and torch, which the help does not wait for
+
     try:
         packed = pack(
             Path(given.folder),
@@ -81,6 +85,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _document(packed: Packed) -> dict[str, object]:
+    from ..manifests import PARTS
+
     counts = {
         part: {
             "shards": len(entries),
@@ -94,6 +100,8 @@ def _document(packed: Packed) -> dict[str, object]:
 
 
 def _told(packed: Packed) -> str:
+    from ..manifests import PARTS
+
     lines = [
         f"{part}: {sum(entry.count for entry in entries):,} images in {len(entries):,} "
         f"{'shard' if len(entries) == 1 else 'shards'}, "

@@ -6,14 +6,16 @@ import argparse
 import re
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import fields
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
-import torch
 from docstring_parser import parse as parse_docstring
 from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 
 from ..errors import UserError
 from ..parse_errors import in_one_line
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["OPTION_GROUPS", "add_dataclass_options", "command_parser", "parse", "pick_device"]
 
@@ -113,6 +115,8 @@ def pick_device(name: str) -> torch.device:
     Raises:
         UserError: no such device here.
     """
+    import torch  # late, for those who only want to see the help
+
     if name == "auto":
         found = torch.accelerator.current_accelerator(check_available=True)
         return found or torch.device("cpu")

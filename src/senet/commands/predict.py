@@ -6,18 +6,18 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from jsonargparse import ArgumentParser
-from torch import Tensor, nn
 
-from .. import runs
-from ..data import image_transform, list_images, read_image
 from ..errors import UserError
-from ..evaluation import predict
-from ..exchange import format_of, read_exported
 from .parsing import command_parser, parse, pick_device
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from ..runs import ModelCard
 
 __all__ = ["main", "parser"]
 
@@ -54,6 +54,9 @@ def parser() -> ArgumentParser:
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns the exit status."""
     given = parse(parser(), argv)
+    from ..evaluation import predict  # and torch, which the help does not wait for
+    from ..images import image_transform
+
     card, network, device = _network(Path(given.run), given.device)
     files = [file for name in given.images for file in _expand(Path(name))]
     transform = image_transform(card.image_size, card.mean, card.std)
@@ -80,8 +83,13 @@ def main(argv: Sequence[str]) -> int:
     return 1 if errors else 0
 
 
-def _network(run: Path, device: str) -> tuple[runs.ModelCard, nn.Module, torch.device]:
+def _network(run: Path, device: str) -> tuple[ModelCard, nn.Module, torch.device]:
     """What classifies, where, and the card that says how; exported files run on the CPU."""
+    import torch
+
+    from .. import runs
+    from ..exchange import format_of, read_exported
+
     if format_of(run) is None or run.is_dir():
         picked = pick_device(device)
         return runs.read_card(run), runs.load(run, device=picked), picked
@@ -91,6 +99,8 @@ def _network(run: Path, device: str) -> tuple[runs.ModelCard, nn.Module, torch.d
 
 
 def _expand(path: Path) -> list[Path]:
+    from ..images import list_images
+
     return list_images(path) if path.is_dir() else [path]
 
 
@@ -98,6 +108,8 @@ def _readable(
     files: list[Path], transform: Callable[[Tensor], Tensor], errors: dict[int, str]
 ) -> Iterator[Tensor]:
     """The images that can be read, one at a time; the reasons for the others go to ``errors``."""
+    from ..images import read_image
+
     for number, file in enumerate(files):
         try:
             yield transform(read_image(file))

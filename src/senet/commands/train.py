@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, fields
+from errno import EDQUOT, EFBIG, ENOSPC
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
@@ -61,6 +62,13 @@ def main(argv: Sequence[str]) -> int:
             result = train(options, given.out, resume=given.resume, bar=bar, pipes=pipes)
     except VerificationError as error:
         raise UserError(f"{options.model}: {error}") from error
+    except UserError as error:
+        if not _disk_is_full(error):
+            raise
+        raise UserError(
+            f"{error}; make room, and go on from the last finished epoch: "
+            f"senet train --out {shlex.quote(given.out)} --resume"
+        ) from error
     except KeyboardInterrupt:
         word, status = ("terminated", 143) if terminated else ("interrupted", 130)
         if not is_helper():
@@ -69,6 +77,12 @@ def main(argv: Sequence[str]) -> int:
     if not is_helper():
         _tell(result)
     return 0
+
+
+def _disk_is_full(error: UserError) -> bool:
+    """Whether it is the end of space, or of what a user may have of it, that ended a run."""
+    cause = error.__cause__
+    return isinstance(cause, OSError) and cause.errno in (ENOSPC, EDQUOT, EFBIG)
 
 
 def _how_to_go_on(out: str) -> str:

@@ -9,13 +9,13 @@ the authors' code. A stage's number is log₂ of its stride to the image: 0, 1 a
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
 
 from torch import Tensor, nn
 
-from .resnet import initialise_he
+from .three_stages import ThreeStageNet
 
 __all__ = ["PreActivationNet", "PreActivationUnit", "resnet164", "wrn16_8"]
 
@@ -72,21 +72,7 @@ class PreActivationUnit(nn.Module):
         return self.branch(activated) + shortcut
 
 
-def _stage(
-    unit: Callable[[int, int, int], nn.Module],
-    depth: int,
-    in_channels: int,
-    out_channels: int,
-    stride: int,
-) -> nn.Sequential:
-    """``unit1`` … ``unit{depth}``; the first changes channels and size."""
-    units = OrderedDict(unit1=unit(in_channels, out_channels, stride))
-    for number in range(2, depth + 1):
-        units[f"unit{number}"] = unit(out_channels, out_channels, 1)
-    return nn.Sequential(units)
-
-
-class PreActivationNet(nn.Module):
+class PreActivationNet(ThreeStageNet):
     """A 3×3 stem of 16 channels, three stages, norm and ReLU, mean and classifier.
 
     Args:
@@ -107,23 +93,9 @@ class PreActivationNet(nn.Module):
         narrowing: int = 1,
         num_classes: int = 10,
     ) -> None:
-        super().__init__()
-        self.stem = _convolution(3, 16, 3, 1)
         unit = partial(PreActivationUnit, kernels=kernels, narrowing=narrowing)
-        self.stage0 = _stage(unit, depth, 16, width, stride=1)
-        self.stage1 = _stage(unit, depth, width, 2 * width, stride=2)
-        self.stage2 = _stage(unit, depth, 2 * width, 4 * width, stride=2)
-        self.bn = nn.BatchNorm2d(4 * width)
-        self.relu = nn.ReLU(inplace=True)
-        self.global_pool = nn.AdaptiveAvgPool2d(1)
-        self.flatten = nn.Flatten()
-        self.classifier = nn.Linear(4 * width, num_classes)
-        initialise_he(self)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Images (N, 3, H, W) → logits (N, num_classes)."""
-        x = self.stage2(self.stage1(self.stage0(self.stem(x))))
-        return self.classifier(self.flatten(self.global_pool(self.relu(self.bn(x)))))
+        stem = _convolution(3, 16, 3, 1)
+        super().__init__(stem, unit, depth, width, normed=True, num_classes=num_classes)
 
 
 def resnet164(num_classes: int = 10) -> PreActivationNet:

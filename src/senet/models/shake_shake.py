@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .resnet import conv_norm, initialise_he, residual_stage
+from .three_stages import ThreeStageNet
 
 __all__ = [
     "GroupedShakeUnit",
@@ -150,16 +151,7 @@ class GroupedShakeUnit(nn.Module):
         return self.relu(branch + self.shortcut(x))
 
 
-def _plain_stage(depth: int, in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
-    """``unit1`` … ``unit{depth}``; the first changes channels and size."""
-    units: OrderedDict[str, nn.Module] = OrderedDict()
-    units["unit1"] = PlainShakeUnit(in_channels, out_channels, stride)
-    for number in range(2, depth + 1):
-        units[f"unit{number}"] = PlainShakeUnit(out_channels, out_channels, 1)
-    return nn.Sequential(units)
-
-
-class ShakeShakeNet(nn.Module):
+class ShakeShakeNet(ThreeStageNet):
     """A 3×3 stem of 16 channels, three stages of plain units, ReLU, mean and classifier.
 
     Args:
@@ -171,21 +163,8 @@ class ShakeShakeNet(nn.Module):
     """
 
     def __init__(self, depth: int, width: int, num_classes: int = 10) -> None:
-        super().__init__()
-        self.stem = conv_norm(3, 16, 3)
-        self.stage0 = _plain_stage(depth, 16, width, stride=1)
-        self.stage1 = _plain_stage(depth, width, 2 * width, stride=2)
-        self.stage2 = _plain_stage(depth, 2 * width, 4 * width, stride=2)
-        self.relu = nn.ReLU(inplace=True)
-        self.global_pool = nn.AdaptiveAvgPool2d(1)
-        self.flatten = nn.Flatten()
-        self.classifier = nn.Linear(4 * width, num_classes)
-        initialise_he(self)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Images (N, 3, H, W) → logits (N, num_classes)."""
-        x = self.stage2(self.stage1(self.stage0(self.stem(x))))
-        return self.classifier(self.flatten(self.global_pool(self.relu(x))))
+        stem = conv_norm(3, 16, 3)
+        super().__init__(stem, PlainShakeUnit, depth, width, normed=False, num_classes=num_classes)
 
 
 class ShakeShakeNeXt(nn.Module):

@@ -12,7 +12,8 @@ from .. import cost
 from ..data import DataOptions, ImageData, load_data
 from ..errors import UserError
 from ..ranks import is_helper
-from ..training import build, data_options_of, memory_told, start_from
+from ..run_network import build, start_from
+from ..training import data_options_of, memory_told
 from .directory import begin, keep, results_so_far
 from .one_run import RunPlan, train_run
 from .processes import train_at_once
