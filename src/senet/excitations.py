@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -239,7 +240,7 @@ class _Recorder:
         for depth, (path, width) in enumerate(self.widths.items()):
             own = slice(first, first + width)
             first += width
-            yield BlockExcitations(
+            block = BlockExcitations(
                 path,
                 self.observation.stages.get(path),
                 depth,
@@ -251,6 +252,7 @@ class _Recorder:
                 null[:, own],
                 *(tensor[own] for tensor in extremes),
             )
+            yield replace(block, null=torch.where(block.constant, 0.0, block.null))
 
 
 @contextmanager
