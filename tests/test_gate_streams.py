@@ -182,12 +182,15 @@ def test_what_is_kept_of_a_million_images() -> None:
     assert kept.nbytes < 1_460_000_000
 
 
-def test_there_are_fewer_assignments_where_they_would_take_too_much() -> None:
+def test_how_many_assignments_there_are() -> None:
     meta = torch.device("meta")
-    wide = RandomAssignments(1000, 40_000, 20, None, 0, meta)
-    assert wide.sums.shape == (8, 1000, 40_000)
-    assert RandomAssignments(10, 100, 20, None, 0, meta).sums.dtype == torch.float64
-    assert RandomAssignments(10**6, 10**4, 20, None, 0, meta).sums.shape[0] == 1
+    assert RandomAssignments(1000, 15_104, None, None, 0, meta).sums.shape[0] == 20
+    assert RandomAssignments(1000, 40_000, None, None, 0, meta).sums.shape[0] == 8
+    assert RandomAssignments(10**6, 10**4, None, None, 0, meta).sums.shape[0] == 1
+    asked = RandomAssignments(1000, 40_000, 20, None, 0, meta).sums
+    assert asked.shape[0] == 20
+    assert asked.dtype == torch.float32
+    assert RandomAssignments(10, 100, 999, None, 0, meta).sums.dtype == torch.float64
 
 
 def test_bytes_do_not_grow_with_the_stream() -> None:
