@@ -483,7 +483,6 @@ def test_a_model_returns_from_a_device() -> None:
     assert {p.device.type for p in model.parameters()} == {"cpu"}
 
 
-@pytest.mark.slow
 def test_compiled_parts_run_as_they_are() -> None:
     model = attached()
     expected = senet.record(model, batches(8))
