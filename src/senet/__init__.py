@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .block import BlockOptions, SqueezeExcite
     from .deployment import deploy
     from .errors import UserError
+    from .excitations import BlockExcitations, Excitations, record
     from .insertion import attach, attached_plan, detach, recalibrate, se_parameters
     from .models import create_model, list_models
     from .norm import Recalibrated
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BlockCheck",
+    "BlockExcitations",
     "BlockOptions",
+    "Excitations",
     "Plan",
     "Recalibrated",
     "Site",
@@ -43,6 +46,7 @@ __all__ = [
     "load",
     "plan",
     "recalibrate",
+    "record",
     "se_parameters",
     "verify",
 ]
@@ -54,6 +58,7 @@ _HOMES = {
     "block": ("BlockOptions", "SqueezeExcite"),
     "deployment": ("deploy",),
     "errors": ("UserError",),
+    "excitations": ("BlockExcitations", "Excitations", "record"),
     "insertion": ("attach", "attached_plan", "detach", "recalibrate", "se_parameters"),
     "models": ("create_model", "list_models"),
     "norm": ("Recalibrated",),

@@ -12,7 +12,9 @@ import senet
 
 PUBLIC = [
     "BlockCheck",
+    "BlockExcitations",
     "BlockOptions",
+    "Excitations",
     "Plan",
     "Recalibrated",
     "Site",
@@ -30,6 +32,7 @@ PUBLIC = [
     "load",
     "plan",
     "recalibrate",
+    "record",
     "se_parameters",
     "verify",
 ]
