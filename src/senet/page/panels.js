@@ -92,13 +92,14 @@ class Panel {
     const channel = this.drawn[place];
     const value = (name, number) => element("span", { className: "value" }, `${name} `,
       element("b", { text: shown(number) }));
-    this.readout.replaceChildren(
-      element("span", { className: "value" }, element("b", { text: `channel ${channel}` })),
+    const parts = [
+      element("b", { text: `channel ${channel}` }),
       value("all images", block.values("mean")[channel]),
       ...state.classes.map(({ place: at, name }) => value(name, block.means(at)[channel])),
       value("η²", block.values("specificity")[channel]),
       value("spread", block.values("deviation")[channel]),
-    );
+    ];
+    this.readout.replaceChildren(...parts.flatMap((part, at) => (at ? [" · ", part] : [part])));
   }
 
   close() {
