@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def record(
     *,
     classes: Sequence[str] | None = None,
     gates_dir: Path | str | None = None,
-    permutations: int = 20,
+    permutations: int | None = None,
     examples: int = 9,
     device: torch.device | str | None = None,
     progress: bool = False,
@@ -57,7 +58,7 @@ def record(
         classes: names by label, each once. None takes the numbers of the network's outputs.
         gates_dir: where to write the gates of single images, see `senet.gate_files`.
         permutations: P, random assignments of labels beside which a block's specificity is seen;
-            fewer where their sums would take more than 1.3 GB.
+            None is 20, or fewer where their sums would take more than 1.3 GB.
         examples: T, images kept for each channel of those that excite it most and least.
         device: where to run; None is where the model is, to which it returns in any case.
         progress: show a bar on standard error.
@@ -72,7 +73,7 @@ def record(
     check_network(model)
     refuse_deployed(model)
     names = None if classes is None else class_names(classes)
-    for option, value in (("permutations", permutations), ("examples", examples)):
+    for option, value in (("permutations", permutations or 0), ("examples", examples)):
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:
             raise UserError(f"{option}={value!r} is not a whole number of 0 or more")
     with ExitStack() as until:
@@ -103,7 +104,7 @@ class _Recorder:
         observation: Observation,
         classes: tuple[str, ...] | None,
         files: GateFiles | None,
-        permutations: int,
+        permutations: int | None,
         examples: int,
         seed: int,
         loader: Iterable[Any],
@@ -239,7 +240,7 @@ class _Recorder:
         for depth, (path, width) in enumerate(self.widths.items()):
             own = slice(first, first + width)
             first += width
-            yield BlockExcitations(
+            block = BlockExcitations(
                 path,
                 self.observation.stages.get(path),
                 depth,
@@ -251,6 +252,7 @@ class _Recorder:
                 null[:, own],
                 *(tensor[own] for tensor in extremes),
             )
+            yield replace(block, null=torch.where(block.constant, 0.0, block.null))
 
 
 @contextmanager

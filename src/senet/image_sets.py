@@ -89,6 +89,11 @@ class ImageSet(Dataset[tuple[Tensor, int]], ABC):
     @abstractmethod
     def __len__(self) -> int: ...
 
+    @property
+    def labels(self) -> Tensor | None:
+        """int64 (N,), where they are known before an image is read."""
+        return None
+
     @abstractmethod
     def source(self, index: int) -> tuple[Tensor, int]:
         """The image as it is stored, uint8 RGB (3, h, w), and its label."""
@@ -137,6 +142,10 @@ class ArrayImages(ImageSet):
 
     def __len__(self) -> int:
         return len(self._store)
+
+    @property
+    def labels(self) -> Tensor:  # noqa: D102
+        return self._labels
 
     def source(self, index: int) -> tuple[Tensor, int]:
         """The image as it is held, uint8 RGB (3, h, w), and its label."""
@@ -250,6 +259,10 @@ class FileImages(_DrawnOneByOne):
         start = int(self._ends[index - 1]) if index else 0
         return Path(os.fsdecode(self._names[start : int(self._ends[index])]))
 
+    @property
+    def labels(self) -> Tensor:  # noqa: D102
+        return self._labels
+
     def source(self, index: int) -> tuple[Tensor, int]:
         """The image in its file, uint8 RGB (3, h, w), and its label."""
         return read_image(self.path(index)), int(self._labels[index])
@@ -282,6 +295,10 @@ class ShardImages(_DrawnOneByOne):
         """The member, and the shard it is in."""
         shard = self._part.paths[self._part.shard[index]]
         return f"{self._part.name(index)!r} in shard {str(shard)!r}"
+
+    @property
+    def labels(self) -> Tensor:  # noqa: D102
+        return self._part.labels
 
     def source(self, index: int) -> tuple[Tensor, int]:
         """The image in its shard, uint8 RGB (3, h, w), and its label."""

@@ -78,19 +78,20 @@ def numbered_classes(labelled: bool, outputs: Any) -> tuple[str, ...]:
 def expected_counts(loader: Iterable[Any], classes: int) -> Tensor | None:
     """How many of each label will come, (K,), where the data tell beforehand."""
     data = getattr(loader, "dataset", None)
-    labels: Any = getattr(data, "labels", None)
-    labels = getattr(data, "targets", None) if labels is None else labels
+    known: Any = getattr(data, "labels", None)
+    known = getattr(data, "targets", None) if known is None else known
     if isinstance(data, TensorDataset) and len(data.tensors) > 1:
-        labels = data.tensors[1]
-    if isinstance(loader, list | tuple) and all(len(_parts(batch)) > 1 for batch in loader):
-        labels = [int(label) for batch in loader for label in batch[1]]
-    if not isinstance(labels, Tensor | list | tuple) or not len(labels):
-        return None
+        known = data.tensors[1]
     try:
-        numbers = torch.as_tensor(labels)
-    except (TypeError, ValueError, RuntimeError):  # labels of some other kind
+        if isinstance(loader, list | tuple) and all(len(_parts(batch)) > 1 for batch in loader):
+            numbers = torch.cat([torch.as_tensor(batch[1]) for batch in loader])
+        elif isinstance(known, Tensor | list | tuple):
+            numbers = torch.as_tensor(known)
+        else:
+            return None
+    except (TypeError, ValueError, RuntimeError):  # what they are the recording itself will tell
         return None
-    if numbers.dim() != 1 or numbers.is_floating_point():
+    if numbers.dim() != 1 or not len(numbers) or numbers.is_floating_point():
         return None
     if not 0 <= int(numbers.min()) <= int(numbers.max()) < classes:
         return None

@@ -56,7 +56,7 @@ class Observation:
             ) from error
         self._settle(images)
         paths = [path for path, _ in self._seen]
-        gates = {path: _by_image(s) for path, s in self._seen}
+        gates = dict(self._seen)
         for path, s in gates.items():
             if (times := paths.count(path)) > 1:
                 raise UserError(
@@ -89,7 +89,7 @@ class Observation:
             self._hooks.pop().remove()
 
     def _note(self, path: str, s: Tensor) -> None:
-        self._seen.append((path, s))
+        self._seen.append((path, _by_image(s)))  # now, for gates of all positions are large
 
     def _note_size(self, path: str, block: nn.Module, args: tuple[Any, ...]) -> None:
         if args and isinstance(args[0], Tensor):
