@@ -14,6 +14,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from .. import runs
 from ..block import SqueezeExcite
@@ -129,6 +130,9 @@ def main(argv: Sequence[str]) -> int:
         batch_size=given.batch_size,
         workers=given.workers,
     )
+    if data.val.labels is not None:  # else it comes out when all images were read
+        counts = data.val.labels.bincount(minlength=len(card.classes))
+        _refuse_empty(counts, card.classes, given.data or card.data)
     sampler = EpochSampler(len(data.val), seed=0, shuffle=False)
     loader = ImageLoader(data.val, sampler, batch_size=given.batch_size, workers=given.workers)
     facts: dict[str, Any] = {"network": card.name}
@@ -144,7 +148,7 @@ def main(argv: Sequence[str]) -> int:
                 device=device,
                 progress=progress,
             )
-        _refuse_empty(excitations, given.data or card.data)
+        _refuse_empty(excitations.blocks[0].counts, card.classes, given.data or card.data)
         rows = depth_rows(excitations)
         facts |= {"images": excitations.images, "blocks": [row.document() for row in rows]}
         with share_told("drawing" if progress else "") as note:
@@ -204,9 +208,9 @@ def _numbers(wanted: set[str] | None, excitations: Excitations) -> list[int]:
     return found
 
 
-def _refuse_empty(excitations: Excitations, data: str) -> None:
-    counts = excitations.blocks[0].counts.tolist()
-    empty = [name for name, count in zip(excitations.classes, counts, strict=True) if not count]
+def _refuse_empty(counts: Tensor, classes: Sequence[str], data: str) -> None:
+    """Refuse data in which a class has none of the (K,) numbers of images."""
+    empty = [name for name, count in zip(classes, counts.tolist(), strict=True) if not count]
     if empty:
         more = f" and {len(empty) - 3} more" if len(empty) > 3 else ""
         raise UserError(
