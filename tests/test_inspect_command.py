@@ -270,6 +270,17 @@ def test_an_adopted_model_through_python(tmp_path: Path) -> None:
     assert len(shown["pictures"]["images"]) == 6
 
 
+def test_a_single_image_of_no_class(tmp_path: Path) -> None:
+    """There is no variance, and nothing to tell apart; it is drawn all the same."""
+    model = randomise(senet.create_model("se_resnet20", num_classes=3)).eval()
+    excitations = senet.record(model, [torch.rand(1, 3, 16, 16)])
+    write_inspection(excitations, tmp_path, title="one")
+    shown = data_of(tmp_path / "index.html")
+    assert shown["names"] == ["all"]
+    assert shown["images"] == 1
+    assert [block["specificity"] for block in shown["blocks"]] == [0.0] * 9
+
+
 def test_a_card_with_names_that_are_no_text(
     images: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,132 +1,36 @@
-"""The page of `senet inspect` in a real Chromium: what its controls change, and what it asks for.
+"""The page of `senet inspect` in a real Chromium: what its controls change.
 
 Run by `make test-browser`; needs Debian's chromium and chromium-driver.
 """
 
 from __future__ import annotations
 
-import json
 import re
-import shutil
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import pytest
-from recorded import make_excitations, make_picture
+from chromium import (
+    CLASSES,
+    EXCITATIONS,
+    SCRIPT,
+    WIDTHS,
+    box,
+    find,
+    panels,
+    picture_of,
+    plot,
+    press,
+    readout,
+    text,
+    texts,
+    values_in,
+)
 from selenium import webdriver
 from selenium.webdriver import ActionChains, Keys
-from selenium.webdriver.chrome.options import Options
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
-from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import Select
 
-from senet.inspection import PAGE, write_inspection
-
 pytestmark = pytest.mark.browser
-
-SCRIPT, PATH = "<script>alert(1)</script>", "../x\"'"
-CLASSES = (
-    SCRIPT,
-    PATH,
-    "<img src=x onerror=alert(2)>",
-    "Zoë & co",
-    *map("class {}".format, range(10)),
-)
-WIDTHS = (8, 8, 8, 16, 16, 16, 150, 150)
-FLAGS = (
-    *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-    *("--window-size=1400,1000", "--force-device-scale-factor=1"),
-)
-EXCITATIONS = make_excitations(CLASSES, WIDTHS, (2, 2, 2, 3, 3, 3, 4, 4))
-
-
-@pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("inspection")
-    write_inspection(
-        EXCITATIONS,
-        folder,
-        title="<b>se_net</b> · images",
-        data="images, held out",
-        classes=[0, 1, 2, 5],
-        picture=lambda index: make_picture(index, 48, len(CLASSES)),
-    )
-    return (folder / PAGE).as_uri()
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if chromium is None or driver is None:
-        pytest.fail("chromium or chromedriver is missing; apt install chromium chromium-driver")
-    options = Options()
-    options.binary_location = chromium
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    started = webdriver.Chrome(options=options, service=Service(driver))
-    yield started
-    started.quit()
-
-
-@pytest.fixture
-def shown(browser: webdriver.Chrome, page: str) -> webdriver.Chrome:
-    """The page, freshly loaded."""
-    browser.get_log("browser")
-    browser.get_log("performance")
-    browser.get(page)
-    return browser
-
-
-def find(shown: webdriver.Chrome, css: str) -> WebElement:
-    return shown.find_element(By.CSS_SELECTOR, css)
-
-
-def text(shown: webdriver.Chrome, css: str) -> str:
-    return find(shown, css).text
-
-
-def texts(shown: webdriver.Chrome, css: str) -> list[str]:
-    return [found.text for found in shown.find_elements(By.CSS_SELECTOR, css)]
-
-
-def panels(shown: webdriver.Chrome) -> list[str | None]:
-    found = shown.find_elements(By.CSS_SELECTOR, ".panel")
-    return [panel.get_attribute("data-block") for panel in found]
-
-
-def plot(shown: webdriver.Chrome, block: str) -> WebElement:
-    return find(shown, f'.panel[data-block="{block}"] .plot')
-
-
-def readout(shown: webdriver.Chrome, block: str) -> str:
-    return text(shown, f'.panel[data-block="{block}"] .readout')
-
-
-def picture_of(shown: webdriver.Chrome, element: WebElement) -> str:
-    script = "return arguments[0].querySelector('canvas').toDataURL()"
-    drawn: str = shown.execute_script(script, element)
-    return drawn
-
-
-def box(shown: webdriver.Chrome, where: str, name: str) -> WebElement:
-    """The box of a list whose label says ``name``."""
-    for label in shown.find_elements(By.CSS_SELECTOR, f"#{where} .options label"):
-        if label.get_attribute("textContent") == name:
-            return label.find_element(By.TAG_NAME, "input")
-    raise AssertionError(name)
-
-
-def press(element: WebElement, *keys: str) -> None:
-    element.send_keys(*keys)
-
-
-def values_in(line: str) -> list[float]:
-    return [float(number) for number in re.findall(r"\d\.\d{3}", line)]
 
 
 def test_it_loads_without_a_word_on_the_console(shown: webdriver.Chrome) -> None:
@@ -142,28 +46,6 @@ def test_it_loads_without_a_word_on_the_console(shown: webdriver.Chrome) -> None
     first = EXCITATIONS.blocks[0]
     assert rows[0].text.split()[:3] == ["layer0.bn2.se", "2", "8"]
     assert f"{first.specificity:.3f}" in rows[0].text
-
-
-def test_names_are_text_and_nothing_else(shown: webdriver.Chrome) -> None:
-    """No element came of a name, in the lists, the legend, the bars and the pictures."""
-    assert set(CLASSES) == {
-        label.get_attribute("textContent")
-        for label in shown.find_elements(By.CSS_SELECTOR, "#class-choice .options label")
-    }
-    assert {SCRIPT, PATH} < set(texts(shown, "#legend li"))
-    for name in CLASSES:
-        if not box(shown, "class-choice", name).is_selected():
-            box(shown, "class-choice", name).click()
-    ActionChains(shown).move_to_element(plot(shown, "layer7")).perform()
-    assert SCRIPT in readout(shown, "layer7")
-    assert (
-        shown.execute_script("return document.querySelectorAll('main script, img[src=x]').length")
-        == 0
-    )
-    scripts = shown.execute_script("return [...document.scripts].map(s => s.type)")
-    assert scripts == ["application/json", ""]
-    assert shown.get_log("browser") == []
-    assert shown.execute_script("return window.length") == 0
 
 
 def test_blocks_come_and_go(shown: webdriver.Chrome) -> None:
@@ -396,51 +278,3 @@ def test_it_fits_narrow_windows(shown: webdriver.Chrome, width: int) -> None:
         assert len(set(shown.execute_script(sizes, chart))) == 1
     finally:
         shown.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
-
-
-def test_nothing_is_asked_of_the_network(shown: webdriver.Chrome, page: str) -> None:
-    box(shown, "block-choice", "layer0").click()
-    ActionChains(shown).move_to_element(plot(shown, "layer0")).click().perform()
-    messages = [json.loads(entry["message"])["message"] for entry in shown.get_log("performance")]
-    asked = [
-        message["params"]["request"]["url"]
-        for message in messages
-        if message["method"] == "Network.requestWillBeSent"
-    ]
-    assert page in asked
-    assert [url for url in asked if url != page and not url.startswith("data:image/jpeg;")] == []
-
-
-class _Counting(BaseHTTPRequestHandler):
-    asked: list[str] = []  # noqa: RUF012
-
-    def do_GET(self) -> None:
-        self.asked.append(self.path)
-        self.send_response(200)
-        self.end_headers()
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-
-def test_the_policy_forbids_the_network(shown: webdriver.Chrome) -> None:
-    """Should a name ever become markup, it could still ask for nothing and run nothing."""
-    server = HTTPServer(("127.0.0.1", 0), _Counting)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        place = f"http://127.0.0.1:{server.server_port}"
-        outcome = shown.execute_async_script(
-            "const [place, done] = arguments; window.ran = false;"
-            "const image = new Image(); image.src = place + '/image'; document.body.append(image);"
-            "const script = document.createElement('script');"
-            "script.textContent = 'window.ran = true';"
-            "document.body.append(script);"
-            "fetch(place + '/fetch').then(() => 'went', () => 'refused').then(done)",
-            place,
-        )
-        assert outcome == "refused"
-        assert shown.execute_script("return window.ran") is False
-        assert _Counting.asked == []
-    finally:
-        server.shutdown()
-        server.server_close()
