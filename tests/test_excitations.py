@@ -449,6 +449,7 @@ REFUSALS: dict[str, tuple[Callable[[], Any], str]] = {
     "no logits": (
         lambda: senet.record(nn.Sequential(SqueezeExcite(3)), batches(4)), "name them"
     ),
+    "no device": (lambda: senet.record(attached(), batches(4), device="abacus"), "device 'abacus'"),
     "permutations": (lambda: senet.record(attached(), batches(4), permutations=-1), "-1"),
     "examples": (lambda: senet.record(attached(), batches(4), examples=1.5), "examples=1.5"),
 }  # fmt: skip
@@ -482,7 +483,6 @@ def test_a_model_returns_from_a_device() -> None:
     assert {p.device.type for p in model.parameters()} == {"cpu"}
 
 
-@pytest.mark.slow
 def test_compiled_parts_run_as_they_are() -> None:
     model = attached()
     expected = senet.record(model, batches(8))

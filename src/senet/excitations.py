@@ -264,7 +264,11 @@ def _at(model: nn.Module, device: torch.device | str | None) -> Iterator[torch.d
             "the model is on the meta device, which holds no values; load its weights first"
         )
     home = next(model.parameters()).device if homes else torch.device("cpu")
-    target = home if device is None else torch.device(device)
+    try:
+        target = home if device is None else torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:  # the latter where torch has no CUDA in it
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"device {str(device)!r} cannot be used: {reason}") from error
     if homes <= {target} or device is None:
         yield target
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
@@ -85,7 +86,7 @@ def expected_counts(loader: Iterable[Any], classes: int) -> Tensor | None:
     try:
         if isinstance(loader, list | tuple) and all(len(_parts(batch)) > 1 for batch in loader):
             numbers = torch.cat([torch.as_tensor(batch[1]) for batch in loader])
-        elif isinstance(known, Tensor | list | tuple):
+        elif isinstance(known, Tensor | np.ndarray | list | tuple):
             numbers = torch.as_tensor(known)
         else:
             return None
