@@ -18,6 +18,7 @@ from .figures import (
 )
 from .gate_tables import write_tables
 from .page import Picture, page_html
+from .runs import make_directory
 
 if TYPE_CHECKING:
     from .excitations import Excitations
@@ -43,7 +44,7 @@ def write_inspection(
 
     Args:
         excitations: What `senet.record` returned.
-        folder: One that is there; files of these names are overwritten.
+        folder: Made where it is not; files of these names are overwritten.
         title: The network, in words.
         data: The images, in words.
         blocks: Numbers of the blocks in the figure of activations, and shown first in the page;
@@ -55,9 +56,10 @@ def write_inspection(
         note: Told the share of the pictures that is done.
 
     Raises:
-        UserError: fewer than two channels, no block.
+        UserError: fewer than two channels, no block, or the folder cannot be made.
     """
     folder = Path(folder)
+    make_directory(folder)
     blocks = default_blocks(excitations) if blocks is None else blocks
     classes = spread(len(excitations.classes), CLASSES) if classes is None else classes
     figures = (

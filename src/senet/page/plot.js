@@ -45,6 +45,7 @@ class Plot {
     host.addEventListener("focus", () => {
       if (this.cursor === null && host.matches(":focus-visible")) this.move(this.pinned ?? 0);
     });
+    host.addEventListener("blur", () => this.move(null));
     this.watch = new ResizeObserver(() => this.draw());
     this.watch.observe(host);
     this.refresh();
