@@ -231,10 +231,10 @@ def _pictures(images: ImageSet, size: int) -> Callable[[int], Picture]:
     return picture
 
 
-def _tell(rows: list[DepthRow], excitations: Excitations, given: Namespace, name: str) -> None:
+def _tell(rows: list[DepthRow], excitations: Excitations, given: Namespace, network: str) -> None:
     if given.json:
         result = {
-            "network": name,
+            "network": network,
             "images": excitations.images,
             "classes": len(excitations.classes),
             "blocks": [row.document() for row in rows],
@@ -243,14 +243,15 @@ def _tell(rows: list[DepthRow], excitations: Excitations, given: Namespace, name
         print(json.dumps(result, allow_nan=False))
         return
     of = f"{excitations.images:,} held-out images, {len(excitations.classes)} classes"
-    print(f"{name} ({given.run}): {of}")
+    print(f"{network} ({given.run}): {of}")
     print("near 0, 1: in the lowest, highest twentieth of a gate's range; chance: labels shuffled")
     table = Table(box=None, padding=(0, 1), pad_edge=False)
     for title in ("block", "stage", "gates", "mean", "near 0", "near 1", "η²", "chance", "p"):
         table.add_column(title, justify="left" if title == "block" else "right", overflow="fold")
-    for row in rows:
+    names = short_names([row.block for row in rows])
+    for name, row in zip(names, rows, strict=True):
         table.add_row(
-            row.block.removesuffix(".se"),
+            name,
             "–" if row.stage is None else str(row.stage),
             str(row.channels),
             _number(row.mean),
