@@ -1,6 +1,7 @@
 # make demo    train an SE network and its plain twin on real digits, and see the two side by side
 # make test    lint, types, import layers and the test suite
-# Both set up .venv on their first run and reuse it afterwards.
+# make test-browser    the page of `senet inspect` in Chromium (apt install chromium chromium-driver)
+# All set up .venv on their first run and reuse it afterwards.
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,7 +11,7 @@ EXPORTS := tests/test_exchange.py tests/test_export_command.py
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint clean
+.PHONY: help demo test test-slow test-browser lint clean
 
 help:
 	@sed -n '1,/^$$/s/^# //p' Makefile
@@ -36,6 +37,11 @@ demo: $(VENV)/.package
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(addprefix --ignore=,$(EXPORTS))
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(EXPORTS)
+
+test-browser: $(VENV)/.dev
+	@command -v chromium > /dev/null && command -v chromedriver > /dev/null || { \
+	  echo "make test-browser needs Chromium and its driver; on Debian: apt install chromium chromium-driver" >&2; exit 1; }
+	$(BIN)/python -m pytest -m browser tests/browser
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow

@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "sweep": ("senet.commands.sweep", "variants of a network with several seeds each, one table"),
     "evaluate": ("senet.commands.evaluate", "accuracy, confusions and speed of a trained network"),
     "predict": ("senet.commands.predict", "the likeliest classes of images"),
+    "inspect": ("senet.commands.inspect", "what the gates of a trained network learned"),
     "pack": ("senet.commands.pack", "a folder of images as tar shards with a manifest"),
     "export": ("senet.commands.export", "a network as an ONNX, OpenVINO or torch.export file"),
     "plan": ("senet.commands.plan", "where SE would go in a network, and what it would add"),

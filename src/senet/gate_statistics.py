@@ -192,7 +192,8 @@ class Excitations:
         rows = self.table(of)
 
         def write(file: BinaryIO) -> None:
-            text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+            # A class named by bytes that are no UTF-8 is written with them escaped.
+            text = io.TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", newline="")
             csv.writer(text, lineterminator="\n").writerows(_shown(row) for row in rows)
             text.detach()
 

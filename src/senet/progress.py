@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import contextmanager
 from typing import TypeVar
 
-__all__ = ["tracked"]
+__all__ = ["share_told", "tracked"]
 
 Item = TypeVar("Item")
 
@@ -25,3 +26,21 @@ def tracked(items: Iterable[Item], doing: str) -> Iterator[Item]:
 
     total = len(items) if isinstance(items, Sized) else None
     yield from track(items, doing, total=total, console=Console(stderr=True), transient=True)
+
+
+@contextmanager
+def share_told(doing: str) -> Iterator[Callable[[float], object]]:
+    """Something to tell the share that is done, 0 to 1, with a bar that goes away at the end.
+
+    Args:
+        doing: said beside the bar; "" shows none.
+    """
+    if not doing:
+        yield lambda share: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(doing, total=1.0)
+        yield lambda share: bar.update(task, completed=share)

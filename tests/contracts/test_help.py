@@ -46,6 +46,10 @@ OPTIONS = {
     "export": {
         *("format", "out", "as_trained", "image_size", "opset", "tolerance", "batch"),
     },
+    "inspect": {
+        *("out", "data", "classes", "blocks", "channels", "examples", "permutations", "gates"),
+        *("data_root", "batch_size", "workers", "device", "json"),
+    },
     "pack": {"out", "shard_size", "val_fraction", "seed", "json"},
     "plan": {"image_size", "scope", "json", *BLOCKS},
     "tables": {"format", "results", "out", "json"},

@@ -1,0 +1,103 @@
+"""A folder of results made beside its place and moved there: whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .errors import UserError
+from .runs import make_directory
+
+__all__ = ["staged"]
+
+_LEFTOVER = ".senet-{}.tmp"  # as `runs.is_temporary` knows them
+
+
+@contextmanager
+def staged(out: Path, kind: str, facts: Mapping[str, Any]) -> Iterator[Path]:
+    """A new folder to write into, which takes the place of ``out`` when the block ends well.
+
+    ``KIND.json`` is added to it: ``facts``, and every file there is. By it an earlier result of
+    the same kind is known and replaced, as long as nothing else was put beside it. Whatever
+    happens, ``out`` is what it was or the new folder; a killed process leaves a hidden folder
+    ``.senet-….tmp`` beside it.
+
+    Args:
+        out: Where the folder is to be; it and those above it are made.
+        kind: What makes such folders: "inspection".
+        facts: Kept in its file. May be filled while the folder is.
+
+    Raises:
+        UserError: ``out`` is a file, holds something else, or cannot be written; the disk is full.
+    """
+    place = Path(os.path.realpath(out))
+    _check(place, out, kind)
+    make_directory(place.parent)
+    beside = place.parent / _LEFTOVER.format(f"{os.getpid()}-{secrets.token_hex(4)}")
+    try:
+        try:
+            beside.mkdir()
+            yield beside
+            files = sorted(_files(beside))
+            record = {"kind": f"senet {kind}", **facts, "files": files}
+            text = json.dumps(record, indent=2, allow_nan=False) + "\n"
+            (beside / f"{kind}.json").write_text(text, encoding="utf-8")
+            _check(place, out, kind)  # time has passed
+            _put(beside, place)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+    except OSError as error:
+        raise UserError(f"cannot write {str(out)!r}: {error.strerror or error}") from error
+
+
+def _check(place: Path, out: Path, kind: str) -> None:
+    if not place.exists():
+        return
+    if not place.is_dir():
+        raise UserError(f"{str(out)!r} is a file; name a folder to be made")
+    found = set(_files(place))
+    if not found and not any(place.iterdir()):
+        return
+    ours = _recorded(place / f"{kind}.json", kind)
+    if ours is None or (others := sorted(found - ours - {f"{kind}.json"})):
+        first = sorted(found)[0] if ours is None and found else "" if ours is None else others[0]
+        holds = f"something else ({first!r})" if first else "folders of something else"
+        raise UserError(f"{str(out)!r} holds {holds}; name a new folder, or an empty one")
+
+
+def _recorded(path: Path, kind: str) -> set[str] | None:
+    """The files that a record of this kind lists; None where there is none."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record["kind"] != f"senet {kind}":
+            return None
+        return set(map(str, record["files"]))
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return None
+
+
+def _files(folder: Path) -> Iterator[str]:
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            yield Path(parent, name).relative_to(folder).as_posix()
+
+
+def _put(new: Path, place: Path) -> None:
+    """Move ``new`` to ``place``, where the old folder comes back if that fails."""
+    if not place.exists():
+        new.rename(place)
+        return
+    old = new.with_name(_LEFTOVER.format(f"{os.getpid()}-{secrets.token_hex(4)}"))
+    place.rename(old)
+    try:
+        new.rename(place)
+    except BaseException:
+        old.rename(place)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
