@@ -15,6 +15,8 @@ from .norm import Recalibrated
 from .placement import plan
 from .runs import load
 from .sites import Plan, Site
+from .slim_report import SlimReport
+from .slimming import Slimmed, slim
 from .verification import BlockCheck, VerificationError, verify
 
 __all__ = [
@@ -23,6 +25,8 @@ __all__ = [
     "Plan",
     "Recalibrated",
     "Site",
+    "SlimReport",
+    "Slimmed",
     "SqueezeExcite",
     "UserError",
     "VerificationError",
@@ -38,6 +42,7 @@ __all__ = [
     "plan",
     "recalibrate",
     "se_parameters",
+    "slim",
     "verify",
 ]
 

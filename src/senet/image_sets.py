@@ -93,6 +93,10 @@ class ImageSet(Dataset[tuple[Tensor, int]], ABC):
     def source(self, index: int) -> tuple[Tensor, int]:
         """The image as it is stored, uint8 RGB (3, h, w), and its label."""
 
+    def label(self, index: int) -> int:
+        """The image's label, for which not every set has to read the image."""
+        return self.source(index)[1]
+
     def name(self, index: int) -> str:
         """What messages call an image."""
         return f"image {index}"
@@ -142,6 +146,10 @@ class ArrayImages(ImageSet):
         """The image as it is held, uint8 RGB (3, h, w), and its label."""
         pixels = self._store[index]
         return pixels.expand(3, -1, -1), int(self._labels[index])
+
+    def label(self, index: int) -> int:
+        """The image's label; nothing is read."""
+        return int(self._labels[index])
 
     def _pixels(self, epochs: Keys, indices: Keys) -> Batch:
         chosen = torch.from_numpy(indices)
@@ -254,6 +262,10 @@ class FileImages(_DrawnOneByOne):
         """The image in its file, uint8 RGB (3, h, w), and its label."""
         return read_image(self.path(index)), int(self._labels[index])
 
+    def label(self, index: int) -> int:
+        """The image's label; nothing is read."""
+        return int(self._labels[index])
+
     def name(self, index: int) -> str:
         """The file, in quotes."""
         return repr(str(self.path(index)))
@@ -287,6 +299,10 @@ class ShardImages(_DrawnOneByOne):
         """The image in its shard, uint8 RGB (3, h, w), and its label."""
         pixels = decode_image(self._bytes(index), self.name(index))
         return pixels, int(self._part.labels[index])
+
+    def label(self, index: int) -> int:
+        """The image's label; nothing is read."""
+        return int(self._part.labels[index])
 
     def extent(self, index: int) -> tuple[int, int]:
         """Height and width of an image, out of its first bytes."""

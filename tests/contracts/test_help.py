@@ -47,6 +47,10 @@ OPTIONS = {
         *("format", "out", "as_trained", "image_size", "opset", "tolerance", "batch"),
     },
     "pack": {"out", "shard_size", "val_fraction", "seed", "json"},
+    "slim": {
+        *("data", "data_root", "max_drop", "by", "out", "finetune", "rounds"),
+        *("batch_size", "workers", "cache", "device", "json"),
+    },
     "plan": {"image_size", "scope", "json", *BLOCKS},
     "tables": {"format", "results", "out", "json"},
     "bench": {

@@ -16,6 +16,8 @@ PUBLIC = [
     "Plan",
     "Recalibrated",
     "Site",
+    "SlimReport",
+    "Slimmed",
     "SqueezeExcite",
     "UserError",
     "VerificationError",
@@ -31,6 +33,7 @@ PUBLIC = [
     "plan",
     "recalibrate",
     "se_parameters",
+    "slim",
     "verify",
 ]
 

@@ -13,16 +13,13 @@ from rich.table import Table
 from torch import Tensor
 
 from .. import runs
-from ..data import DataOptions, ImageData, load_data
-from ..errors import UserError
+from ..data import ImageData
 from ..evaluation import Evaluation, evaluate
-from ..image_sets import Framing
 from ..loading import ImageLoader
-from ..options import TrainOptions, read_options
 from ..sampling import EpochSampler
-from ..training import CONFIG
 from ..watching import workers_told
 from .parsing import command_parser, parse, pick_device
+from .run_data import data_of_run
 
 __all__ = ["main", "parser"]
 
@@ -70,11 +67,18 @@ def main(argv: Sequence[str]) -> int:
     device = pick_device(given.device)
     run = Path(given.run)
     card = runs.read_card(run)
-    data = _data(given, run, card)
+    data = data_of_run(
+        run,
+        card,
+        data=given.data,
+        data_root=given.data_root,
+        batch_size=given.batch_size,
+        workers=given.workers,
+    )
     with workers_told():
         result = evaluate(
             runs.load(run, device=device),
-            _batches(data, card, given),
+            _batches(data, given),
             classes=card.classes,
             device=device,
             progress=sys.stderr.isatty(),
@@ -87,49 +91,11 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _data(given: Namespace, run: Path, card: runs.ModelCard) -> ImageData:
-    """The images, held out as they were in training: all that this takes is in the card."""
-    config = run / CONFIG  # what it adds is where data sets are kept
-    options = read_options(config, whole=True) if config.exists() else TrainOptions()
-    data = load_data(
-        DataOptions(
-            data=given.data or card.data,
-            val_data=None if given.data else options.val_data,
-            data_root=Path(given.data_root or options.data_root),
-            download=options.download,
-            batch_size=given.batch_size,
-            workers=given.workers,
-            image_size=card.image_size,
-            augment=False,
-            val_fraction=card.val_fraction,
-            seed=card.seed,
-        ),
-        pipes=given.data is not None,
-        progress=sys.stderr.isatty(),
-    )
-    if data.classes != card.classes:
-        raise UserError(
-            f"{given.data or card.data} has other classes than {run}: "
-            f"{_difference(data.classes, card.classes)}"
-        )
-    return data
-
-
-def _difference(found: tuple[str, ...], expected: tuple[str, ...]) -> str:
-    if len(found) != len(expected):
-        return f"{len(found)} of them, not {len(expected)}"
-    label = next(i for i, pair in enumerate(zip(found, expected, strict=True)) if len({*pair}) > 1)
-    return f"class {label} is {found[label]!r} there and {expected[label]!r} in the run"
-
-
-def _batches(
-    data: ImageData, card: runs.ModelCard, given: Namespace
-) -> ImageLoader | Iterator[tuple[Tensor, Tensor]]:
-    """Batches framed and normalised as the run's, whatever the data set's own normalisation is."""
+def _batches(data: ImageData, given: Namespace) -> ImageLoader | Iterator[tuple[Tensor, Tensor]]:
+    """Batches of the part that was asked for, or of both."""
     loaders = []
     for part, images in (("val", data.val), ("train", data.train)):
         if given.part in (part, "all"):
-            images.framing = Framing(card.image_size, card.mean, card.std)
             sampler = EpochSampler(len(images), seed=0, shuffle=False)
             loader = ImageLoader(
                 images, sampler, batch_size=given.batch_size, workers=given.workers

@@ -1,0 +1,382 @@
+"""Which SE blocks a network can do without: measured, chosen under a budget, and folded.
+
+A block whose gate hardly changes from image to image can be replaced by its mean gate, which
+costs nothing (`senet.constant_gates`). How much accuracy that takes is measured, not guessed: on
+calibration images for the choice, on others for the check (``docs/slim.md``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .adoption import adoptable
+from .block import SqueezeExcite
+from .constant_gates import Folding, fold_gates, foldings, held_constant
+from .cost import count_macs, count_parameters
+from .deployment import deploy
+from .errors import UserError, nearest
+from .given import check_network, copied
+from .hoisting import refuse_deployed
+from .norm import Recalibrated
+from .outputs import relative_difference, tolerance
+from .slim_report import Candidate, Point, Score, SlimReport, lost
+from .timing import quartiles, time_in_turn
+
+__all__ = ["BY", "Slimmed", "check_budget", "slim"]
+
+BY = ("block", "stage")
+"""What is left out at a time."""
+Loader = Iterable[tuple[Tensor, Tensor]]
+Progress = Callable[[int, int, str], None]
+"""Is told how many steps are done, how many there are, and what comes next."""
+_SLACK = 1e-9  # points: what rounding does to a difference of shares
+
+
+@dataclass(frozen=True)
+class Slimmed:
+    """A slimmer copy of a network, in evaluation mode, and how it came about."""
+
+    model: Any
+    report: SlimReport
+
+
+def slim(
+    model: nn.Module,
+    calibration: Loader,
+    held_out: Loader,
+    *,
+    max_drop: float = 0.1,
+    by: str = "block",
+    rounds: int = 11,
+    progress: Progress = lambda done, total, what: None,
+) -> Slimmed:
+    """The smallest network that loses no more than ``max_drop`` points of top-1.
+
+    Each block's gate is replaced by its mean over the calibration images and multiplied into the
+    layers beside it; what that costs is measured for each candidate alone, which ranks them, and
+    then with one more left out at a time. Of these networks the smallest within the budget is
+    checked on the held-out images; while it loses more there, the next larger one takes its place.
+
+    Args:
+        model: a classifier with SE, attached or adopted; it is not touched.
+        calibration, held_out: batches of images (N, C, …) and labels (N,), on which different
+            images are; each is gone through many times, as a DataLoader or a list can be.
+        max_drop: the budget, in points of top-1 (0.1 is one image in a thousand).
+        by: "block", or "stage" for all blocks of a stage at once, as in the paper.
+        rounds: how often each network of the curve is timed; 0 leaves latency out.
+        progress: is told how far it is.
+
+    Returns:
+        The slim copy, and the report. Where no block is left, it is a plain network.
+
+    Raises:
+        UserError: no blocks, none that can be folded, gates or outputs that are not finite, labels
+            that are no class, no images, or a budget that cannot be met.
+
+    >>> import torchvision
+    >>> from senet import attach
+    >>> network = attach(torchvision.models.resnet18(num_classes=2), warm_start=True).eval()
+    >>> halves = [[(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 0, 1]))] for _ in range(2)]
+    >>> slimmed = slim(network, *halves, rounds=0)  # a warm start's gates are constant
+    >>> slimmed.report.points[0].blocks, slimmed.report.point.blocks, slimmed.report.held_out_drop
+    (8, 0, 0.0)
+    """
+    check_budget(max_drop, by)
+    check_network(model)
+    refuse_deployed(model)
+    _check_blocks(model)
+    for name, loader in (("calibration", calibration), ("held_out", held_out)):
+        if iter(loader) is loader:
+            raise UserError(f"{name}= can be gone through once only; give a DataLoader or a list")
+    search = _Search(copied(model).eval(), calibration, by, progress)
+    candidates = search.ranked()
+    paths, points = search.curve(candidates, rounds)
+    chosen, before, after, stepped = search.choice(paths, points, held_out, max_drop)
+    report = SlimReport(
+        by,
+        float(max_drop),
+        candidates,
+        search.kept,
+        points,
+        chosen,
+        before,
+        after,
+        stepped,
+    )
+    return Slimmed(search.without(paths[chosen]), report)
+
+
+def check_budget(max_drop: float, by: str) -> None:
+    """Refuse what is no budget in points, or no way to leave blocks out.
+
+    Raises:
+        UserError: it is not.
+    """
+    if not (isinstance(max_drop, int | float) and 0 <= max_drop <= 100):  # nor NaN
+        raise UserError(f"max_drop is {max_drop}; it must be points of top-1, 0 to 100")
+    if by not in BY:
+        raise UserError(f"by={by!r} is unknown; {nearest(str(by), BY)}")
+
+
+def _check_blocks(model: nn.Module) -> None:
+    if any(isinstance(module, SqueezeExcite) for module in model.modules()):
+        return
+    name = type(model).__name__
+    if foreign := adoptable(model):
+        raise UserError(
+            f"the SE blocks of this {name} are not ours ({next(iter(foreign))}); "
+            "senet.adopt the model first"
+        )
+    raise UserError(f"this {name} has no SE blocks, so there is nothing to slim")
+
+
+class _Search:
+    """One network, its gates, and what it achieves with some of them constant."""
+
+    def __init__(self, model: Any, calibration: Loader, by: str, progress: Progress) -> None:
+        self.model, self.calibration, self.by = model, calibration, by
+        for module in model.modules():
+            if isinstance(module, Recalibrated):  # a trace and a hook show two modules
+                module.implementation = None
+        tensors = (*model.parameters(), *model.buffers())
+        self.device = tensors[0].device
+        self.images, self.classes = self._first_batch()
+        blocks = sum(isinstance(module, SqueezeExcite) for module in model.modules())
+        self.progress, self.done, self.total = progress, 0, 2 * blocks + 5
+        self._tell("the network as it is")
+        self.whole = self.score((), calibration)
+        self._tell("the mean of every gate")
+        self.gates, self.deviation = _mean_gates(model, calibration, self.device)
+        found = foldings(model, example_inputs=self.images[:1])
+        self.found = {each.path: self._checked(each) for each in found}
+        self.kept = {each.name: each.why for each in self.found.values() if each.why}
+        if len(self.kept) == len(self.found):
+            name, why = next(iter(self.kept.items()))
+            raise UserError(f"no gate of this network can be folded; {name}: {why}")
+
+    def ranked(self) -> tuple[Candidate, ...]:
+        """What can be left out, worth least first: by top-1 that is lost, then by loss."""
+        groups: dict[str, list[Folding]] = {}
+        for each in self.found.values():
+            if not each.why:
+                key = each.name if self.by == "block" else f"stage {each.stage}"
+                groups.setdefault(key, []).append(each)
+        self.paths = {name: tuple(f.path for f in group) for name, group in groups.items()}
+        self.total = 2 * len(groups) + 5
+        candidates = []
+        for name, group in groups.items():
+            self._tell(f"without {name}")
+            score = self.score(self.paths[name], self.calibration)
+            candidates.append(
+                Candidate(
+                    name,
+                    tuple(each.name for each in group),
+                    group[0].stage,
+                    lost(self.whole, score),
+                    score.loss - self.whole.loss,
+                    sum(count_parameters(self.model.get_submodule(f.path)) for f in group),
+                    float(torch.cat([self.deviation[f.path] for f in group]).mean()),
+                )
+            )
+        return tuple(sorted(candidates, key=lambda each: (round(each.drop, 9), each.loss)))
+
+    def curve(
+        self, candidates: Sequence[Candidate], rounds: int
+    ) -> tuple[list[tuple[str, ...]], tuple[Point, ...]]:
+        """The paths left out and the points, each with one candidate less than the one before."""
+        dropped: list[tuple[str, ...]] = [()]
+        for each in candidates:
+            dropped.append((*dropped[-1], *self.paths[each.name]))
+        points = []
+        for count, paths in enumerate(dropped):
+            if count:
+                self._tell(f"without {count} of {len(candidates)}")
+            score = self.score(paths, self.calibration) if count else self.whole
+            model = self.without(paths)
+            se = [module for module in model.modules() if isinstance(module, SqueezeExcite)]
+            points.append(
+                Point(
+                    tuple(each.name for each in candidates[:count]),
+                    len(se),
+                    count_parameters(model),
+                    sum(map(count_parameters, se)),
+                    count_macs(model, tuple(self.images.shape[1:])),
+                    None,
+                    score,
+                    lost(self.whole, score),
+                )
+            )
+        self._tell("latency")
+        times = self._latencies(dropped, rounds) if rounds else [None] * len(points)
+        timed = zip(points, times, strict=True)
+        return dropped, tuple(replace(point, latency_ms=ms) for point, ms in timed)
+
+    def choice(
+        self,
+        paths: Sequence[tuple[str, ...]],
+        points: Sequence[Point],
+        held_out: Loader,
+        max_drop: float,
+    ) -> tuple[int, Score, Score, tuple[tuple[int, float], ...]]:
+        """The chosen point, the whole and the chosen network held out, and what was too slim."""
+        self._tell("held-out images")
+        before = self.score((), held_out)
+        fitting = [n for n, p in enumerate(points) if n and p.drop <= max_drop + _SLACK]
+        stepped: list[tuple[int, float]] = []
+        for number in reversed(fitting):
+            self._tell(f"held-out images, {points[number].blocks} blocks left")
+            after = self.score(paths[number], held_out)
+            drop = lost(before, after)
+            if drop <= max_drop + _SLACK:
+                return number, before, after, tuple(stepped)
+            stepped.append((number, drop))
+        raise UserError(self._unmet(paths, points, held_out, max_drop, before, stepped))
+
+    def _unmet(
+        self,
+        paths: Sequence[tuple[str, ...]],
+        points: Sequence[Point],
+        held_out: Loader,
+        max_drop: float,
+        before: Score,
+        stepped: Sequence[tuple[int, float]],
+    ) -> str:
+        """Why no block can be left out, and the nearest budget with which one can."""
+        if stepped:
+            number, needed = min(stepped, key=lambda each: each[1])
+            where = "the held-out images, where none loses less"
+        else:
+            number = min(range(1, len(points)), key=lambda n: points[n].drop)
+            held = lost(before, self.score(paths[number], held_out))
+            needed = max(points[number].drop, held)
+            where = f"the {'calibration' if needed > held else 'held-out'} images"
+        names = points[number].left_out
+        what = names[0] if len(names) == 1 else f"{len(names)} {self.by}s at once"
+        return (
+            f"a max_drop of {max_drop:g} points cannot be met: without {what} "
+            f"{needed:.2f} points of top-1 are lost on {where}; the nearest that can is "
+            f"{math.ceil(100 * needed - 1e-6) / 100:g}"
+        )
+
+    def without(self, paths: Sequence[str]) -> Any:
+        """A copy with the gates of these blocks folded."""
+        model = copied(self.model)
+        fold_gates(model, self.found, {path: self.gates[path] for path in paths})
+        return model.eval()
+
+    def score(self, paths: Sequence[str], loader: Loader) -> Score:
+        """What the network without these blocks achieves."""
+        from .evaluation import evaluate  # brings torchmetrics
+
+        model = self.without(paths) if paths else self.model
+        found = evaluate(model, loader, classes=self.classes, device=self.device)
+        return Score(found.top1, found.top5, found.loss, found.images)
+
+    def _first_batch(self) -> tuple[Tensor, tuple[str, ...]]:
+        """Two images on the network's device, and a name for each of its classes."""
+        batch = next(iter(self.calibration), None)
+        if batch is None or not len(batch[0]):
+            raise UserError("no images to calibrate on")
+        images = batch[0][:2].to(self.device)
+        with torch.inference_mode():
+            logits = self.model(images)
+        if not isinstance(logits, Tensor) or logits.dim() != 2:
+            raise UserError(
+                f"{type(self.model).__name__} does not return logits (N, classes); only "
+                "classifiers are slimmed, by their accuracy"
+            )
+        return images, tuple(map(str, range(logits.shape[1])))
+
+    def _checked(self, found: Folding) -> Folding:
+        """The folding, or why it is none: folded, the network must compute what it should."""
+        path, gate = found.path, self.gates[found.path]
+        if why := found.against(gate):
+            return replace(found, why=why)
+        slim = copied(self.model)
+        fold_gates(slim, {path: found}, {path: gate})
+        with torch.no_grad():
+            with held_constant(self.model, {path: gate}):
+                wanted = [self.model(self.images)]
+            try:
+                apart = relative_difference([slim(self.images)], wanted)
+            except Exception as error:
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                return replace(found, why=f"the forward asks how its modules are made: {reason}")
+        if apart <= tolerance(wanted):
+            return found
+        return replace(found, why=f"the outputs would differ by {apart:.1e}")
+
+    def _latencies(self, dropped: Sequence[tuple[str, ...]], rounds: int) -> list[float | None]:
+        """Milliseconds of one image, each network deployed and timed in turn with the whole one.
+
+        What a network takes is its median ratio to the whole one, times what that took: so a
+        machine that changes its speed meanwhile meets all of them alike.
+        """
+        image = self.images[:1]
+        whole = deploy(self.model, example_inputs=image)
+        ratios, times = [1.0], []
+        with torch.inference_mode():
+            for paths in dropped[1:]:
+                other = deploy(self.without(paths), example_inputs=image)
+                runs = {"whole": partial(whole, image), "slim": partial(other, image)}
+                found = time_in_turn(runs, rounds=rounds, device=self.device)
+                ratios.append(quartiles(found["slim"], found["whole"])[1])
+                times += found["whole"]
+        return [ratio * median(times) for ratio in ratios]
+
+    def _tell(self, what: str) -> None:
+        self.progress(min(self.done, self.total), self.total, what)
+        self.done += 1
+
+
+def _mean_gates(
+    model: nn.Module, loader: Loader, device: torch.device
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The mean s (C,) of every block over the images, in float64, and its standard deviation.
+
+    A warm start's constant is in both. Where nothing is squeezed, positions count as images do.
+
+    Raises:
+        UserError: a gate is not finite, or a block never runs.
+    """
+    sums: dict[str, Tensor] = {}
+    counts: dict[str, int] = {}
+
+    def watch(path: str) -> Callable[..., None]:
+        def hook(block: Any, args: tuple[Tensor, ...]) -> None:
+            u = args[0].movedim(-1, 1) if block.channels_last else args[0]
+            s = block.gates(u).double().transpose(0, 1).flatten(1)
+            both = torch.stack((s.sum(1), s.square().sum(1)))
+            sums[path] = sums.get(path, torch.zeros_like(both)) + both
+            counts[path] = counts.get(path, 0) + s.shape[1]
+
+        return hook
+
+    blocks = {path: m for path, m in model.named_modules() if isinstance(m, SqueezeExcite)}
+    handles = [block.register_forward_pre_hook(watch(path)) for path, block in blocks.items()]
+    try:
+        with torch.inference_mode():
+            for images, _ in loader:
+                model(images.to(device))
+    finally:
+        for handle in handles:
+            handle.remove()
+    means, deviations = {}, {}
+    for path, block in blocks.items():
+        if path not in sums:
+            sums[path], counts[path] = torch.zeros(2, block.channels, dtype=torch.float64), 1
+        mean, square = sums[path] / counts[path]
+        if not (mean.isfinite().all() and square.isfinite().all()):
+            name = path.removesuffix(".se")
+            raise UserError(f"a gate of {name} is not finite; its weights have diverged")
+        means[path] = mean.clone()
+        deviations[path] = (square - mean.square()).clamp_min(0).sqrt()
+    return means, deviations
