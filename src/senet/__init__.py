@@ -9,6 +9,7 @@ from .adoption import adopt
 from .block import BlockOptions, SqueezeExcite
 from .deployment import deploy
 from .errors import UserError
+from .excitations import BlockExcitations, Excitations, record
 from .insertion import attach, attached_plan, detach, recalibrate, se_parameters
 from .models import create_model, list_models
 from .norm import Recalibrated
@@ -21,7 +22,9 @@ from .verification import BlockCheck, VerificationError, verify
 
 __all__ = [
     "BlockCheck",
+    "BlockExcitations",
     "BlockOptions",
+    "Excitations",
     "Plan",
     "Recalibrated",
     "Site",
@@ -41,6 +44,7 @@ __all__ = [
     "load",
     "plan",
     "recalibrate",
+    "record",
     "se_parameters",
     "slim",
     "verify",

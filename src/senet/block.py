@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
@@ -174,6 +174,10 @@ class SqueezeExcite(nn.Module):
     torch.Size([2, 64, 7, 7])
     """
 
+    observer: Callable[[Tensor], object] | None = None
+    """Is shown each σ(…) that is computed, without the constant: (N, C), or u's shape where nothing
+    is squeezed. A hook would wait for calls that an operation of norm and block does not make."""
+
     def __init__(
         self,
         channels: int,
@@ -260,6 +264,8 @@ class SqueezeExcite(nn.Module):
             hidden = functional.ACTIVATIONS[options.activation](hidden)
         s = functional.GATES[options.gate](self.fc2(hidden))
         s = s.movedim(-1, 1) if everywhere else s
+        if self.observer is not None:
+            self.observer(s)
         # Under autocast the linear layers come out in half precision; the gate takes u's dtype.
         s = s.to(u.dtype)
         return s if options.gate_scale == 1.0 else s * options.gate_scale

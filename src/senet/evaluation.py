@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -15,6 +14,8 @@ from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from .errors import UserError
+from .given import evaluation_mode
+from .progress import tracked
 
 __all__ = ["Evaluation", "evaluate", "predict"]
 
@@ -80,8 +81,10 @@ def evaluate(
     model.to(device)
     loss, images, seconds, timed = 0.0, 0, 0.0, 0
     first = 0.0
-    with _evaluation_mode(model), torch.inference_mode():
-        for number, (pixels, labels) in enumerate(_watched(loader, progress)):
+    with evaluation_mode(model), torch.inference_mode():
+        for number, (pixels, labels) in enumerate(
+            tracked(loader, "evaluating" if progress else "")
+        ):
             _check_labels(labels, len(names))
             logits, took = _timed_forward(model, pixels, device)
             _check_logits(logits, len(names), f"batch {number}")
@@ -162,34 +165,6 @@ def _synchronize(device: torch.device) -> None:
         torch.accelerator.synchronize(device)
 
 
-@contextlib.contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; each module then has its own mode again, frozen ones too."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-def _watched(
-    loader: Iterable[tuple[Tensor, Tensor]], progress: bool
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches, with a bar on standard error if wanted, which goes away at the end."""
-    if not progress:
-        yield from loader
-        return
-    from rich.console import Console
-    from rich.progress import track
-
-    total = len(loader) if isinstance(loader, Sized) else None
-    yield from track(
-        loader, "evaluating", total=total, console=Console(stderr=True), transient=True
-    )
-
-
 def predict(
     model: nn.Module,
     images: Iterable[Tensor],
@@ -216,7 +191,7 @@ def predict(
     device = torch.device(device)
     model.to(device)
     results: list[list[tuple[str, float]]] = []
-    with _evaluation_mode(model), torch.inference_mode():
+    with evaluation_mode(model), torch.inference_mode():
         for batch in _batches(images):
             logits = model(batch.to(device))
             _check_logits(logits, len(classes), f"image {len(results)} or one of the next")

@@ -100,6 +100,7 @@ def block_operands(se: SqueezeExcite) -> Excitation:
         options.activation,
         options.gate_scale,
         options.squeeze,
+        se.observer,
     )
 
 

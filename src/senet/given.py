@@ -20,6 +20,7 @@ __all__ = [
     "check_module",
     "check_network",
     "copied",
+    "evaluation_mode",
     "exchange",
     "preserved_generators",
     "to_meta",
@@ -129,6 +130,18 @@ def to_meta(value: Tensor) -> Tensor:
 
 def _is_of_torch(hook: object) -> bool:
     return type(hook).__module__.startswith("torch.nn.utils.")
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while; each module then has its own mode again, frozen ones too."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 @contextmanager

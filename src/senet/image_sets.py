@@ -89,13 +89,14 @@ class ImageSet(Dataset[tuple[Tensor, int]], ABC):
     @abstractmethod
     def __len__(self) -> int: ...
 
+    @property
+    def labels(self) -> Tensor | None:
+        """int64 (N,), where they are known before an image is read."""
+        return None
+
     @abstractmethod
     def source(self, index: int) -> tuple[Tensor, int]:
         """The image as it is stored, uint8 RGB (3, h, w), and its label."""
-
-    def label(self, index: int) -> int:
-        """The image's label, for which not every set has to read the image."""
-        return self.source(index)[1]
 
     def name(self, index: int) -> str:
         """What messages call an image."""
@@ -142,14 +143,14 @@ class ArrayImages(ImageSet):
     def __len__(self) -> int:
         return len(self._store)
 
+    @property
+    def labels(self) -> Tensor:  # noqa: D102
+        return self._labels
+
     def source(self, index: int) -> tuple[Tensor, int]:
         """The image as it is held, uint8 RGB (3, h, w), and its label."""
         pixels = self._store[index]
         return pixels.expand(3, -1, -1), int(self._labels[index])
-
-    def label(self, index: int) -> int:
-        """The image's label; nothing is read."""
-        return int(self._labels[index])
 
     def _pixels(self, epochs: Keys, indices: Keys) -> Batch:
         chosen = torch.from_numpy(indices)
@@ -258,13 +259,13 @@ class FileImages(_DrawnOneByOne):
         start = int(self._ends[index - 1]) if index else 0
         return Path(os.fsdecode(self._names[start : int(self._ends[index])]))
 
+    @property
+    def labels(self) -> Tensor:  # noqa: D102
+        return self._labels
+
     def source(self, index: int) -> tuple[Tensor, int]:
         """The image in its file, uint8 RGB (3, h, w), and its label."""
         return read_image(self.path(index)), int(self._labels[index])
-
-    def label(self, index: int) -> int:
-        """The image's label; nothing is read."""
-        return int(self._labels[index])
 
     def name(self, index: int) -> str:
         """The file, in quotes."""
@@ -295,14 +296,14 @@ class ShardImages(_DrawnOneByOne):
         shard = self._part.paths[self._part.shard[index]]
         return f"{self._part.name(index)!r} in shard {str(shard)!r}"
 
+    @property
+    def labels(self) -> Tensor:  # noqa: D102
+        return self._part.labels
+
     def source(self, index: int) -> tuple[Tensor, int]:
         """The image in its shard, uint8 RGB (3, h, w), and its label."""
         pixels = decode_image(self._bytes(index), self.name(index))
         return pixels, int(self._part.labels[index])
-
-    def label(self, index: int) -> int:
-        """The image's label; nothing is read."""
-        return int(self._part.labels[index])
 
     def extent(self, index: int) -> tuple[int, int]:
         """Height and width of an image, out of its first bytes."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from .errors import UserError
@@ -28,6 +29,10 @@ class _Batches(Dataset[Batch]):
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def labels(self) -> Tensor | None:
+        return self.images.labels
 
     def __getitem__(self, key: tuple[int, int]) -> Batch:
         return self.images.batch([key])

@@ -23,6 +23,7 @@ from .constant_gates import Folding, fold_gates, foldings, held_constant
 from .cost import count_macs, count_parameters
 from .deployment import deploy
 from .errors import UserError, nearest
+from .excitations import record
 from .given import check_network, copied
 from .hoisting import refuse_deployed
 from .norm import Recalibrated
@@ -81,13 +82,12 @@ def slim(
         UserError: no blocks, none that can be folded, gates or outputs that are not finite, labels
             that are no class, no images, or a budget that cannot be met.
 
-    >>> import torchvision
-    >>> from senet import attach
-    >>> network = attach(torchvision.models.resnet18(num_classes=2), warm_start=True).eval()
-    >>> halves = [[(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 0, 1]))] for _ in range(2)]
-    >>> slimmed = slim(network, *halves, rounds=0)  # a warm start's gates are constant
+    >>> from senet import create_model
+    >>> network = create_model("se_resnet20", num_classes=2, warm_start=True)
+    >>> halves = [[(torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 0, 1]))] for _ in range(2)]
+    >>> slimmed = slim(network, *halves, by="stage", rounds=0)  # a warm start's gates are constant
     >>> slimmed.report.points[0].blocks, slimmed.report.point.blocks, slimmed.report.held_out_drop
-    (8, 0, 0.0)
+    (9, 0, 0.0)
     """
     check_budget(max_drop, by)
     check_network(model)
@@ -152,9 +152,9 @@ class _Search:
         blocks = sum(isinstance(module, SqueezeExcite) for module in model.modules())
         self.progress, self.done, self.total = progress, 0, 2 * blocks + 5
         self._tell("the network as it is")
-        self.whole = self.score((), calibration)
+        self.whole = self.score(model, calibration)
         self._tell("the mean of every gate")
-        self.gates, self.deviation = _mean_gates(model, calibration, self.device)
+        self.gates, self.deviation = self._recorded()
         found = foldings(model, example_inputs=self.images[:1])
         self.found = {each.path: self._checked(each) for each in found}
         self.kept = {each.name: each.why for each in self.found.values() if each.why}
@@ -174,7 +174,7 @@ class _Search:
         candidates = []
         for name, group in groups.items():
             self._tell(f"without {name}")
-            score = self.score(self.paths[name], self.calibration)
+            score = self.score(self.without(self.paths[name]), self.calibration)
             candidates.append(
                 Candidate(
                     name,
@@ -199,8 +199,8 @@ class _Search:
         for count, paths in enumerate(dropped):
             if count:
                 self._tell(f"without {count} of {len(candidates)}")
-            score = self.score(paths, self.calibration) if count else self.whole
             model = self.without(paths)
+            score = self.score(model, self.calibration) if count else self.whole
             se = [module for module in model.modules() if isinstance(module, SqueezeExcite)]
             points.append(
                 Point(
@@ -228,12 +228,12 @@ class _Search:
     ) -> tuple[int, Score, Score, tuple[tuple[int, float], ...]]:
         """The chosen point, the whole and the chosen network held out, and what was too slim."""
         self._tell("held-out images")
-        before = self.score((), held_out)
+        before = self.score(self.model, held_out)
         fitting = [n for n, p in enumerate(points) if n and p.drop <= max_drop + _SLACK]
         stepped: list[tuple[int, float]] = []
         for number in reversed(fitting):
             self._tell(f"held-out images, {points[number].blocks} blocks left")
-            after = self.score(paths[number], held_out)
+            after = self.score(self.without(paths[number]), held_out)
             drop = lost(before, after)
             if drop <= max_drop + _SLACK:
                 return number, before, after, tuple(stepped)
@@ -255,7 +255,7 @@ class _Search:
             where = "the held-out images, where none loses less"
         else:
             number = min(range(1, len(points)), key=lambda n: points[n].drop)
-            held = lost(before, self.score(paths[number], held_out))
+            held = lost(before, self.score(self.without(paths[number]), held_out))
             needed = max(points[number].drop, held)
             where = f"the {'calibration' if needed > held else 'held-out'} images"
         names = points[number].left_out
@@ -272,11 +272,10 @@ class _Search:
         fold_gates(model, self.found, {path: self.gates[path] for path in paths})
         return model.eval()
 
-    def score(self, paths: Sequence[str], loader: Loader) -> Score:
-        """What the network without these blocks achieves."""
+    def score(self, model: nn.Module, loader: Loader) -> Score:
+        """What a network achieves."""
         from .evaluation import evaluate  # brings torchmetrics
 
-        model = self.without(paths) if paths else self.model
         found = evaluate(model, loader, classes=self.classes, device=self.device)
         return Score(found.top1, found.top5, found.loss, found.images)
 
@@ -295,9 +294,26 @@ class _Search:
             )
         return images, tuple(map(str, range(logits.shape[1])))
 
+    def _recorded(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The mean gate (C,) of each block, a warm start's constant included, and its deviation."""
+        images = (images for images, _ in self.calibration)
+        blocks = record(self.model, images, permutations=0, examples=0).blocks
+        scale = {
+            path: block.options.gate_scale
+            for path, block in self.model.named_modules()
+            if isinstance(block, SqueezeExcite)
+        }
+        return (
+            {each.path: scale[each.path] * each.total_mean for each in blocks},
+            {each.path: scale[each.path] * each.deviation for each in blocks},
+        )
+
     def _checked(self, found: Folding) -> Folding:
         """The folding, or why it is none: folded, the network must compute what it should."""
-        path, gate = found.path, self.gates[found.path]
+        path = found.path
+        if path not in self.gates:
+            return replace(found, why="it never runs")
+        gate = self.gates[path]
         if why := found.against(gate):
             return replace(found, why=why)
         slim = copied(self.model)
@@ -335,48 +351,3 @@ class _Search:
     def _tell(self, what: str) -> None:
         self.progress(min(self.done, self.total), self.total, what)
         self.done += 1
-
-
-def _mean_gates(
-    model: nn.Module, loader: Loader, device: torch.device
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The mean s (C,) of every block over the images, in float64, and its standard deviation.
-
-    A warm start's constant is in both. Where nothing is squeezed, positions count as images do.
-
-    Raises:
-        UserError: a gate is not finite, or a block never runs.
-    """
-    sums: dict[str, Tensor] = {}
-    counts: dict[str, int] = {}
-
-    def watch(path: str) -> Callable[..., None]:
-        def hook(block: Any, args: tuple[Tensor, ...]) -> None:
-            u = args[0].movedim(-1, 1) if block.channels_last else args[0]
-            s = block.gates(u).double().transpose(0, 1).flatten(1)
-            both = torch.stack((s.sum(1), s.square().sum(1)))
-            sums[path] = sums.get(path, torch.zeros_like(both)) + both
-            counts[path] = counts.get(path, 0) + s.shape[1]
-
-        return hook
-
-    blocks = {path: m for path, m in model.named_modules() if isinstance(m, SqueezeExcite)}
-    handles = [block.register_forward_pre_hook(watch(path)) for path, block in blocks.items()]
-    try:
-        with torch.inference_mode():
-            for images, _ in loader:
-                model(images.to(device))
-    finally:
-        for handle in handles:
-            handle.remove()
-    means, deviations = {}, {}
-    for path, block in blocks.items():
-        if path not in sums:
-            sums[path], counts[path] = torch.zeros(2, block.channels, dtype=torch.float64), 1
-        mean, square = sums[path] / counts[path]
-        if not (mean.isfinite().all() and square.isfinite().all()):
-            name = path.removesuffix(".se")
-            raise UserError(f"a gate of {name} is not finite; its weights have diverged")
-        means[path] = mean.clone()
-        deviations[path] = (square - mean.square()).clamp_min(0).sqrt()
-    return means, deviations

@@ -12,7 +12,9 @@ import senet
 
 PUBLIC = [
     "BlockCheck",
+    "BlockExcitations",
     "BlockOptions",
+    "Excitations",
     "Plan",
     "Recalibrated",
     "Site",
@@ -32,6 +34,7 @@ PUBLIC = [
     "load",
     "plan",
     "recalibrate",
+    "record",
     "se_parameters",
     "slim",
     "verify",

@@ -193,8 +193,9 @@ def _halves(
     data: ImageData, card: runs.ModelCard, given: Namespace
 ) -> tuple[ImageLoader, ImageLoader]:
     """The held-out images of the run in two, half of each class in either."""
-    images = data.val
-    labels = torch.tensor([images.label(index) for index in range(len(images))])
+    images, labels = data.val, data.val.labels
+    if labels is None:
+        labels = torch.tensor([images.source(index)[1] for index in range(len(images))])
     counts = torch.bincount(labels, minlength=len(card.classes))
     least = int(counts.argmin())
     if (count := int(counts[least])) < 2:

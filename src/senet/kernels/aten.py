@@ -98,7 +98,7 @@ class _NormExcite(torch.autograd.Function):
             s = gate.gate(block, q)
             y = passes.affine(x, s * (gamma * r), s * beta, mean)
         ctx.save_for_backward(x, weight, bias, w1, b1, w2, b2, mean, r, deviation, p, q)
-        ctx.options, ctx.count, ctx.group = options, count, norm.group
+        ctx.options, ctx.count, ctx.group = options[:4], count, norm.group  # no observer
         ctx.batch_statistics = norm.batch_statistics
         return y
 

@@ -32,6 +32,8 @@ def forward(block: Excitation, z: Tensor) -> tuple[Tensor | None, Tensor]:
 def gate(block: Excitation, q: Tensor) -> Tensor:
     """s = c · σ(q), (N, C)."""
     s = GATES[block.gate](q)
+    if block.observer is not None:
+        block.observer(s)
     return s if block.gate_scale == 1.0 else s * block.gate_scale
 
 

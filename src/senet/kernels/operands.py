@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -51,6 +52,7 @@ class Excitation(NamedTuple):
         gate, activation: names of `senet.functional.GATES` and ``ACTIVATIONS``.
         gate_scale: the constant.
         squeeze: a name of `senet.functional.SQUEEZES`; the algebra is that of "avg".
+        observer: is shown σ(…), (N, C), without the constant, once a forward.
     """
 
     w1: Tensor | None
@@ -61,3 +63,4 @@ class Excitation(NamedTuple):
     activation: str = "relu"
     gate_scale: float = 1.0
     squeeze: str = "avg"
+    observer: Callable[[Tensor], object] | None = None

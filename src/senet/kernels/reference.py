@@ -1,4 +1,4 @@
-"""The truth: `F.batch_norm`, then `senet.functional.squeeze_excite`."""
+"""The truth: `F.batch_norm`, then equations 2 to 4 as `senet.functional` has them."""
 
 from __future__ import annotations
 
@@ -28,15 +28,9 @@ def batch_norm(x: Tensor, norm: Norm) -> Tensor:
 def norm_excite(x: Tensor, norm: Norm, excitation: Excitation) -> Tensor:
     """SE(BN(x)) as the two are defined, one after the other. x: (N, C, S₁, …, S_d)."""
     u = batch_norm(x, norm)
-    w1, b1, w2, b2, gate, activation, gate_scale, squeeze = excitation
-    return functional.squeeze_excite(
-        u,
-        w1,
-        w2,
-        b1,
-        b2,
-        gate=gate,
-        activation=activation,
-        squeeze_kind=squeeze,
-        gate_scale=gate_scale,
-    )
+    w1, b1, w2, b2, gate, activation, gate_scale, squeeze, observer = excitation
+    z = functional.squeeze(u, squeeze)
+    s = functional.excite(z, w1, w2, b1, b2, gate=gate, activation=activation)
+    if observer is not None:
+        observer(s)
+    return functional.scale(u, s if gate_scale == 1.0 else s * gate_scale)
