@@ -64,9 +64,13 @@ def _attached(model: Any, size: tuple[int, ...], **options: Any) -> Any:
 
 def _pre_activation(**options: Any) -> Any:
     blocks = {"layers": (1, 1, 1, 1), "channels": (16, 16, 32, 32), "stem_chs": 8}
-    model = timm.models.resnetv2.ResNetV2(
-        **blocks, num_classes=5, norm_layer=timm.layers.BatchNormAct2d
-    )
+    layers = {"norm_layer": timm.layers.BatchNormAct2d, "conv_layer": timm.layers.create_conv2d}
+    model = timm.models.resnetv2.ResNetV2(**blocks, **layers, num_classes=5)
+    return attach(model, input_size=(3, 32, 32), **options)
+
+
+def _dense(**options: Any) -> Any:
+    model = torchvision.models.DenseNet(8, (2, 2), 16, num_classes=5)
     return attach(model, input_size=(3, 32, 32), **options)
 
 
@@ -76,7 +80,7 @@ NETWORKS: Mapping[str, tuple[Callable[[], Any], tuple[int, ...], int]] = {
     "released": (lambda: create_model("se_resnet20"), (3, 32, 32), 0),
     "1-D": (lambda: _attached(OWN["resnet_1d"](), (12, 50)), (12, 50), 0),
     "3-D": (
-        lambda: _attached(torchvision.models.r3d_18(num_classes=5), (3, 4, 32, 32)),
+        lambda: _attached(torchvision.models.video.r3d_18(num_classes=5), (3, 4, 32, 32)),
         (3, 4, 32, 32),
         0,
     ),
@@ -85,7 +89,10 @@ NETWORKS: Mapping[str, tuple[Callable[[], Any], tuple[int, ...], int]] = {
     "chain": (lambda: _attached(OWN["tutorial_cnn"](), (3, 32, 32)), (3, 32, 32), 0),
     # Before a sum of unnormalised convolutions, and before norms that end in an activation.
     "pre-activation": (_pre_activation, (3, 32, 32), 0),
-    "pre-activation, pre": (lambda: _pre_activation(placement="pre"), (3, 32, 32), 4),
+    "pre-activation, pre": (lambda: _pre_activation(placement="pre"), (3, 32, 32), 0),
+    "dense": (lambda: _dense(), (3, 32, 32), 0),
+    # Into the statistics of the norm that takes the concatenation.
+    "dense, pre": (lambda: _dense(placement="pre"), (3, 32, 32), 0),
     "seresnet": (lambda: adopt(timm.create_model("seresnet18", num_classes=5)), (3, 64, 64), 0),
     # After SiLU, and before a 1×1 convolution, which takes the gate in instead.
     "efficientnet": (

@@ -41,21 +41,22 @@ def draw_slimming(report: SlimReport, title: str) -> bytes:
     return picture.getvalue()
 
 
-def _panel(axes: Any, report: SlimReport, costs: Sequence[float | None], label: str) -> None:
+def _panel(axes: Any, report: SlimReport, costs: Sequence[float | None], title: str) -> None:
     shares = [100 * point.calibration.top1 for point in report.points]
-    axes.plot(
-        *(costs, shares), "o-", color=_LINE, ms=4, linewidth=1.2, label="one candidate less each"
-    )
-    axes.axhline(
-        shares[0] - report.max_drop,
-        color="#808080",
-        linestyle=":",
-        label=f"the budget, {report.max_drop:g} points",
-    )
+    label = f"one {report.by} less each"
+    axes.plot(costs, shares, "o-", color=_LINE, ms=4, linewidth=1.2, label=label)
+    budget = shares[0] - report.max_drop
+    if budget >= min(shares) - max(1.0, max(shares) - min(shares)):  # else all of it fits
+        axes.axhline(
+            budget,
+            color="#808080",
+            linestyle=":",
+            label=f"the budget, {report.max_drop:g} points",
+        )
     axes.plot(
         costs[report.chosen],
         shares[report.chosen],
-        *("o",),
+        "o",
         color=_CHOSEN,
         ms=11,
         mfc="none",
@@ -72,9 +73,10 @@ def _panel(axes: Any, report: SlimReport, costs: Sequence[float | None], label: 
             ha="center",
             fontsize=8,
         )
-    axes.set_xlabel(label)
+    axes.set_xlabel(title)
     axes.margins(x=0.12, y=0.18)
     axes.ticklabel_format(useOffset=False)
+    axes.locator_params(axis="x", nbins=5)
     axes.grid(color="#d8d8d8", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

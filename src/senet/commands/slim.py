@@ -248,10 +248,10 @@ def _write(
     plan = attached_plan(model)
     # Of another data set's images the card would say that they are those of its own.
     top1 = None if given.data else _share(report.point.calibration, report.after)
-    name = card.name if plan is not None else split_name(card.name)[0]
+    title = f"{card.name} on {given.data or card.data}, SE blocks left out"
     card = replace(
         card,
-        name=name,
+        name=card.name if plan is not None else split_name(card.name)[0],
         plan=runs.plan_of(model),
         versions=runs.package_versions(),
         top1=top1,
@@ -260,7 +260,7 @@ def _write(
     for file, as_text in _FILES.items():
         _put(place / file, as_text(report).encode())
     _put(place / "slimming.json", report.to_json().encode())
-    _put(place / "slimming.png", draw_slimming(report, f"{card.name}, SE blocks left out"))
+    _put(place / "slimming.png", draw_slimming(report, title))
     if options is None:
         return None
     if plan is None:
@@ -268,7 +268,7 @@ def _write(
     else:
         options = replace(options, sites=",".join(site.path for site in plan), twin=False)
     options = replace(options, init=None, pretrained=False)
-    text = f"# what is left after senet slim of {card.name}; weights are in {runs.WEIGHTS}\n"
+    text = f"# senet slim: {title}; the weights are in {runs.WEIGHTS}\n"
     _put(place / CONFIG, (text + options_yaml(options)).encode())
     return options
 
