@@ -33,7 +33,7 @@ def draw_slimming(report: SlimReport, title: str) -> bytes:
     for axes, (label, cost) in zip(every, panels, strict=True):
         _panel(axes, report, [cost(point) for point in report.points], label)
     every[0].set_ylabel("top-1 on the calibration images (%)")
-    figure.suptitle(title, fontsize=12, fontweight="bold")
+    figure.suptitle(title, fontsize=12, fontweight="bold", parse_math=False)  # a path may have $
     handles, labels = every[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
     picture = io.BytesIO()

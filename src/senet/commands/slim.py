@@ -268,7 +268,7 @@ def _write(
     else:
         options = replace(options, sites=",".join(site.path for site in plan), twin=False)
     options = replace(options, init=None, pretrained=False)
-    text = f"# senet slim: {title}; the weights are in {runs.WEIGHTS}\n"
+    text = f"# {card.name}, made by senet slim; the weights are in {runs.WEIGHTS}\n"
     _put(place / CONFIG, (text + options_yaml(options)).encode())
     return options
 
