@@ -222,6 +222,32 @@ def test_what_cannot_be_folded_is_kept_and_told() -> None:
     assert report.worth_csv().splitlines()[-1].startswith(",se,,se,,,,,")
 
 
+class _Asking(nn.Module):
+    """A forward that wants to know what its block is."""
+
+    def __init__(self, fails: bool) -> None:
+        super().__init__()
+        self.body, self.fails = network((0, 1, 2)), fails
+        self.conv, self.se = nn.Conv2d(3, 3, 1), SqueezeExcite(3, reduction=1)
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.se(self.conv(x))
+        if self.fails:
+            return self.body(y + 0 * self.se.options.gate_scale)  # type: ignore[operator]
+        return self.body(y) * (1 if isinstance(self.se, SqueezeExcite) else 2)
+
+
+@pytest.mark.parametrize(
+    ("fails", "why"), [(True, "asks how its modules are made"), (False, "outputs would differ by")]
+)
+def test_a_forward_that_asks_what_its_block_is_keeps_it(fails: bool, why: str) -> None:
+    model = _Asking(fails).eval()
+    report = slim(model, labelled(model), labelled(model), max_drop=0, rounds=0).report
+    assert list(report.kept) == ["se"]
+    assert why in report.kept["se"]
+    assert report.point.blocks == 1
+
+
 def test_the_report_as_files() -> None:
     model = network(constant=(0,))
     report = slim(model, labelled(model), labelled(model), max_drop=0, rounds=1).report
@@ -280,6 +306,13 @@ BAD: Mapping[str, tuple[Callable[[], Any], Any, dict[str, Any], str]] = {
     "empty": (lambda: network(()), lambda m: ([], []), {}, "no images to calibrate on"),
     "no images": (
         lambda: network(()), lambda m: _labels([(_X[:0], torch.tensor([]))]), {}, "no images"
+    ),
+    "no labels": (lambda: network(()), lambda m: _labels([(_X,)]), {}, "without labels"),
+    "a data set": (
+        lambda: network(()),
+        lambda m: _labels(torch.utils.data.TensorDataset(torch.zeros(2, 4), torch.tensor([0, 1]))),
+        {},
+        r"the forward of Sequential fails on images of shape \(2,\)",
     ),
     "none held out": (lambda: network((0, 1)), lambda m: (labelled(m), []), {}, "no images"),
     "classes": (

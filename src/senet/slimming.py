@@ -8,7 +8,7 @@ calibration images for the choice, on others for the check (``docs/slim.md``).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import median
@@ -26,6 +26,7 @@ from .errors import UserError, nearest
 from .excitations import record
 from .given import check_network, copied
 from .hoisting import refuse_deployed
+from .labelled import pair
 from .norm import Recalibrated
 from .outputs import relative_difference, tolerance
 from .slim_report import Candidate, Point, Score, SlimReport, lost
@@ -94,7 +95,7 @@ def slim(
     refuse_deployed(model)
     _check_blocks(model)
     for name, loader in (("calibration", calibration), ("held_out", held_out)):
-        if iter(loader) is loader:
+        if isinstance(loader, Iterator):
             raise UserError(f"{name}= can be gone through once only; give a DataLoader or a list")
     search = _Search(copied(model).eval(), calibration, by, progress)
     candidates = search.ranked()
@@ -282,11 +283,22 @@ class _Search:
     def _first_batch(self) -> tuple[Tensor, tuple[str, ...]]:
         """Two images on the network's device, and a name for each of its classes."""
         batch = next(iter(self.calibration), None)
-        if batch is None or not len(batch[0]):
+        if batch is None:
             raise UserError("no images to calibrate on")
-        images = batch[0][:2].to(self.device)
+        images, labels = pair(batch)
+        if not len(images):
+            raise UserError("no images to calibrate on; the first batch is empty")
+        if labels is None:
+            raise UserError("the calibration images come without labels, which accuracy takes")
+        images = images[:2].to(self.device)
         with torch.inference_mode():
-            logits = self.model(images)
+            try:
+                logits = self.model(images)
+            except Exception as error:
+                raise UserError(
+                    f"the forward of {type(self.model).__name__} fails on images of shape "
+                    f"{tuple(images.shape)} ({images.dtype}): {_first_line(error)}"
+                ) from error
         if not isinstance(logits, Tensor) or logits.dim() != 2:
             raise UserError(
                 f"{type(self.model).__name__} does not return logits (N, classes); only "
@@ -324,8 +336,8 @@ class _Search:
             try:
                 apart = relative_difference([slim(self.images)], wanted)
             except Exception as error:
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-                return replace(found, why=f"the forward asks how its modules are made: {reason}")
+                why = f"the forward asks how its modules are made: {_first_line(error)}"
+                return replace(found, why=why)
         if apart <= tolerance(wanted):
             return found
         return replace(found, why=f"the outputs would differ by {apart:.1e}")
@@ -351,3 +363,7 @@ class _Search:
     def _tell(self, what: str) -> None:
         self.progress(min(self.done, self.total), self.total, what)
         self.done += 1
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
