@@ -252,6 +252,33 @@ def test_mistakes_are_told_in_a_line(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_blocks_of_another_library_are_told(
+    run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    name = "timm/mobilenetv3_small_050"
+    card = replace(runs.read_card(run), name=name, plan=None)
+    runs.save_model(tmp_path / "run", create_model(name, num_classes=10), card)
+    status, _, err = told(capfd, "slim", tmp_path / "run", "--out", tmp_path / "slim")
+    assert status == 2
+    assert f"the SE blocks of {name} in" in err
+    assert "senet.adopt" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_fine_tuning_takes_the_options_of_the_run(
+    run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / CONFIG).unlink()
+    words = ("--rounds=0", "--by=stage", "--max-drop=0")
+    slim = tmp_path / "slim"
+    status, _, err = told(capfd, "slim", tmp_path / "run", "--out", slim, "--finetune=1", *words)
+    assert status == 2
+    assert "has no config.yaml to go on training by; leave --finetune out" in err
+    assert told(capfd, "slim", tmp_path / "run", "--out", slim, *words)[0] == 0
+    assert {path.name for path in slim.iterdir()} == FILES - {"config.yaml"}
+
+
 def _replaced(run: Path, place: Path, change: Callable[[Any], None]) -> Path:
     shutil.copytree(run, place)
     model = runs.load(place)
