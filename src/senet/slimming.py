@@ -39,6 +39,7 @@ BY = ("block", "stage")
 Loader = Iterable[tuple[Tensor, Tensor]]
 Progress = Callable[[int, int, str], None]
 """Is told how many steps are done, how many there are, and what comes next."""
+_TIMED_MS = 50  # that a timing lasts, at least
 _SLACK = 1e-9  # points: what rounding does to a difference of shares
 
 
@@ -57,7 +58,7 @@ def slim(
     *,
     max_drop: float = 0.1,
     by: str = "block",
-    rounds: int = 11,
+    rounds: int = 15,
     progress: Progress = lambda done, total, what: None,
 ) -> Slimmed:
     """The smallest network that loses no more than ``max_drop`` points of top-1.
@@ -346,23 +347,34 @@ class _Search:
         """Milliseconds of one image, each network deployed and timed in turn with the whole one.
 
         What a network takes is its median ratio to the whole one, times what that took: so a
-        machine that changes its speed meanwhile meets all of them alike.
+        machine that changes its speed meanwhile meets all of them alike. Of a small network
+        several forwards are timed together, for a single one is shorter than a machine's whims.
         """
         image = self.images[:1]
         whole = deploy(self.model, example_inputs=image)
         ratios, times = [1.0], []
         with torch.inference_mode():
+            once = time_in_turn({"whole": partial(whole, image)}, rounds=3, device=self.device)
+            repeats = math.ceil(_TIMED_MS / max(median(once["whole"]), 1e-3))
             for paths in dropped[1:]:
                 other = deploy(self.without(paths), example_inputs=image)
-                runs = {"whole": partial(whole, image), "slim": partial(other, image)}
-                found = time_in_turn(runs, rounds=rounds, device=self.device)
+                runs = {
+                    "whole": partial(_repeated, whole, image, repeats),
+                    "slim": partial(_repeated, other, image, repeats),
+                }
+                found = time_in_turn(runs, rounds=rounds, warmup=1, device=self.device)
                 ratios.append(quartiles(found["slim"], found["whole"])[1])
                 times += found["whole"]
-        return [ratio * median(times) for ratio in ratios]
+        return [ratio * median(times) / repeats for ratio in ratios]
 
     def _tell(self, what: str) -> None:
         self.progress(min(self.done, self.total), self.total, what)
         self.done += 1
+
+
+def _repeated(model: Callable[[Tensor], object], image: Tensor, count: int) -> None:
+    for _ in range(count):
+        model(image)
 
 
 def _first_line(error: Exception) -> str:

@@ -40,6 +40,7 @@ from .run_data import data_of_run
 __all__ = ["main", "parser"]
 
 FINETUNED = "finetuned"
+_WIDE = 160  # columns, where no terminal says how many there are: names stay in one piece
 _FILES = {"worth.csv": SlimReport.worth_csv, "slimming.csv": SlimReport.curve_csv}
 
 _EPILOG = """
@@ -98,7 +99,7 @@ def parser() -> ArgumentParser:
     made.add_argument(
         "--rounds",
         type=int,
-        default=11,
+        default=15,
         help="how often each network of the curve is timed; 0 leaves latency out",
     )
     made.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, …")
@@ -136,7 +137,9 @@ def main(argv: Sequence[str]) -> int:
         calibration, held_out = _halves(data, card, given)
         slimmed = _slim(model, calibration, held_out, given)
         options = _write(place, slimmed, card, options, given)
-    show = Console(stderr=given.json, markup=False, emoji=False, highlight=False)
+    stream = sys.stderr if given.json else sys.stdout
+    width = None if stream.isatty() else _WIDE
+    show = Console(file=stream, width=width, markup=False, emoji=False, highlight=False)
     _tell(slimmed.report, show, f"{card.name} ({run}), {given.data or card.data}, {device}")
     tuned = None
     if given.finetune and options is not None:
@@ -345,7 +348,7 @@ def _tell(report: SlimReport, console: Console, title: str) -> None:
             ("→ " if number == report.chosen else "  ") + (*point.left_out, "nothing")[number - 1],
             str(point.blocks),
             f"{point.parameters:,}",
-            f"{point.macs:,}",
+            f"{point.macs / 1e6:,.2f} M",
             "–" if point.latency_ms is None else f"{point.latency_ms:.2f}",
             f"{point.calibration.top1:.2%}",
             _points(point.drop),
