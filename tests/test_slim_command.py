@@ -45,7 +45,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number, block in enumerate(m for m in model.modules() if isinstance(m, SqueezeExcite)):
         block.fc2.weight.data.mul_(8 if number < 6 else 0)
     with torch.no_grad():  # every class as likely as the others
-        images = torch.stack([image for image, _ in data.val])
+        images = torch.stack([data.val[index][0] for index in range(160)])
         logits = model(images)
         model.classifier.weight.div_(logits.std(0)[:, None])
         model.classifier.bias.sub_(logits.mean(0)).div_(logits.std(0))
@@ -155,7 +155,7 @@ def test_fine_tuning_goes_on_from_the_slim_network(
 def test_a_slim_run_can_be_slimmed_again_until_the_budget_says_no(
     run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    first, second, third = (tmp_path / name for name in ("first", "second", "third"))
+    first, second = (tmp_path / name for name in ("first", "second"))
     words = ("--rounds=0", "--by=stage", "--json")
     status, out, _ = told(capfd, "slim", run, "--out", first, "--max-drop=0", *words)
     assert status == 0
@@ -173,8 +173,6 @@ def test_a_slim_run_can_be_slimmed_again_until_the_budget_says_no(
     options = ("--max-drop", needed)
     assert told(capfd, "slim", first, "--out", second, *options, *words)[0] == 0
     assert len((runs.read_card(second).plan or {"sites": ()})["sites"]) < 6
-    assert told(capfd, "slim", first, "--out", third, "--max-drop=100", *words)[0] == 0
-    assert runs.read_card(third).plan is None
 
 
 # Mistakes
