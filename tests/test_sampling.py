@@ -11,7 +11,7 @@ import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from senet.sampling import EpochSampler, mix, stratified_split
+from senet.sampling import EpochSampler, SubsetSampler, mix, stratified_split
 
 
 def test_mix_is_the_same_everywhere() -> None:
@@ -120,3 +120,11 @@ def test_split_follows_the_seed_and_needs_two() -> None:
     assert not torch.equal(stratified_split(labels, 0.2, 0)[1], stratified_split(labels, 0.2, 1)[1])
     with pytest.raises(ValueError, match="one image"):
         stratified_split(torch.tensor([0, 0, 1]), 0.5, 0)
+
+
+def test_a_subset_comes_in_its_own_order_with_the_epoch() -> None:
+    sampler = SubsetSampler([4, 1, 7])
+    assert len(sampler) == 3
+    assert list(sampler) == [(0, 4), (0, 1), (0, 7)]
+    sampler.set_epoch(2)
+    assert list(sampler) == [(2, 4), (2, 1), (2, 7)]

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from .placement import plan
     from .runs import load
     from .sites import Plan, Site
+    from .slim_report import SlimReport
+    from .slimming import Slimmed, slim
     from .verification import BlockCheck, VerificationError, verify
 
 __all__ = [
@@ -32,6 +34,8 @@ __all__ = [
     "Plan",
     "Recalibrated",
     "Site",
+    "SlimReport",
+    "Slimmed",
     "SqueezeExcite",
     "UserError",
     "VerificationError",
@@ -48,6 +52,7 @@ __all__ = [
     "recalibrate",
     "record",
     "se_parameters",
+    "slim",
     "verify",
 ]
 
@@ -65,6 +70,8 @@ _HOMES = {
     "placement": ("plan",),
     "runs": ("load",),
     "sites": ("Plan", "Site"),
+    "slim_report": ("SlimReport",),
+    "slimming": ("Slimmed", "slim"),
     "verification": ("BlockCheck", "VerificationError", "verify"),
 }
 """Module → the public names that come from it, as above."""

@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "predict": ("senet.commands.predict", "the likeliest classes of images"),
     "inspect": ("senet.commands.inspect", "what the gates of a trained network learned"),
     "pack": ("senet.commands.pack", "a folder of images as tar shards with a manifest"),
+    "slim": ("senet.commands.slim", "leave SE blocks out that a network can do without"),
     "export": ("senet.commands.export", "a network as an ONNX, OpenVINO or torch.export file"),
     "plan": ("senet.commands.plan", "where SE would go in a network, and what it would add"),
     "tables": ("senet.commands.tables", "the paper's tables, printed beside counted"),

@@ -19,6 +19,7 @@ from .graph import Call, Graph
 from .hoisting import InputGated, OutputGated, hoisting_pays
 from .hooks import is_hooked
 from .insertion import PLAN_ATTRIBUTE, attached_plan
+from .neighbours import against_changing, seen_elsewhere
 from .norm import Recalibrated
 from .outputs import outputs_of, relative_difference, tolerance
 from .placement import forward_arguments
@@ -208,7 +209,7 @@ class _Rewriting:
         return sorted(found, key=lambda entry: order.get(entry[0], last) if calls else 0)
 
     def _against_folding(self, path: str, norm: nn.Module) -> str:
-        if why := self._against_any(path, norm):
+        if why := against_changing(self.graph, path, norm):
             return why
         if norm.training:
             return "it stays in training mode"
@@ -223,7 +224,7 @@ class _Rewriting:
         return self._used_elsewhere(conv, call, path)
 
     def _against_gating(self, path: str, se: SqueezeExcite) -> str:
-        if why := self._against_any(path, se):
+        if why := against_changing(self.graph, path, se):
             return why
         if type(se) not in (SqueezeExcite, AdoptedSqueezeExcite):
             return f"{type(se).__name__} may compute something else"
@@ -262,31 +263,20 @@ class _Rewriting:
             return f"no less is read before {path}"
         return ""
 
-    def _against_any(self, path: str, module: nn.Module) -> str:
-        calls = self.graph.calls_by_path.get(path, ())
-        if len(calls) != 1:
-            return "it never runs" if not calls else f"it runs {len(calls)} times"
-        if len(calls[0].inputs) != 1 or len(calls[0].outputs) != 1:
-            return "it takes or returns more than a tensor"
-        if self.graph.is_read_outside(path):
-            return "weights of it are read outside of it"
-        return "a hook is on it" if is_hooked(module) else ""
-
     def _used_elsewhere(self, conv: str, call: Call, path: str) -> str:
         if len(self.graph.calls_by_path[conv]) != 1:
             return f"{conv} runs {len(self.graph.calls_by_path[conv])} times"
         (node,) = call.inputs
         if self.graph.nodes[node].channel_dim != 1:
             return f"the channels of {conv} are not where it looks for them"
-        users = [self.graph.nodes[n].module for n in self.graph.consumers[node]]
-        outside = [user for user in users if f"{user}.".removeprefix(f"{path}.") == f"{user}."]
-        returned = any(node in whole.outputs for whole in self.graph.calls_by_path[""])
-        if outside or returned:
-            return f"the output of {conv} is used elsewhere too"
-        for other in self.graph.calls:
-            if node in (*other.inputs, *other.outputs) and is_hooked(self.modules[other.path]):
-                return f"a hook on {other.path} sees the output of {conv}"
-        return ""
+        inside = f"{path}."
+        return seen_elsewhere(
+            self.graph,
+            self.modules,
+            node,
+            lambda user: f"{user.module}.".startswith(inside),
+            conv,
+        )
 
     def _put(self, path: str, new: nn.Module) -> None:
         """``new`` in the place of a block, and of its wrapper too where little is left of that."""

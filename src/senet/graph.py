@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -163,6 +164,13 @@ class Graph:
         below = f"{path}." if path else ""
         made = (n for n in self.nodes if n.module == path or n.module.startswith(below))
         return sum(1 << node.index for node in made)
+
+    def stage(self, node: Node) -> int:
+        """log₂ of a feature map's stride to the network's input; 0 where that has no meaning."""
+        entry = self.nodes[0].positions
+        if not entry or not node.positions or len(entry) != len(node.positions):
+            return 0
+        return max(0, round(math.log2(entry[-1] / node.positions[-1])))
 
     def is_read_outside(self, path: str) -> bool:
         """Whether weights of a module, or of one in it, are used by one that is not in it."""

@@ -208,7 +208,7 @@ def _site(
     node, path = gated.node, gated.path
     channels = node.channels
     assert channels is not None  # else `place` left it out
-    stage = _stage(graph, node)
+    stage = graph.stage(node)
     options = replace(options, reduction=_reduction(reduction, stage, path))
     width = options.width(channels)
     options = replace(options, hidden=width)
@@ -237,13 +237,6 @@ def _note(graph: Graph, what: Transformation, node: Node, placement: str) -> str
     if thin and what.kind == "residual" and placement == "standard":
         return 'branches end in a thin bottleneck; placement="inner" gates the wide part instead'
     return ""
-
-
-def _stage(graph: Graph, node: Node) -> int:
-    entry = graph.nodes[0].positions
-    if not entry or not node.positions or len(entry) != len(node.positions):
-        return 0
-    return max(0, round(math.log2(entry[-1] / node.positions[-1])))
 
 
 def _reduction(reduction: Reduction, stage: int, path: str) -> float:

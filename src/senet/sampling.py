@@ -5,7 +5,7 @@ A batch is therefore the same for any number of worker processes, and after a re
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import Sampler
 
-__all__ = ["EpochSampler", "drawing_by", "mix", "stratified_split"]
+__all__ = ["EpochSampler", "SubsetSampler", "drawing_by", "mix", "stratified_split"]
 
 REPEAT = 2**32
 """What the second version of an image adds to its epoch, which no run gets so far as to reach."""
@@ -115,6 +115,21 @@ class EpochSampler(Sampler[tuple[int, int]]):
         images = order[: -(-self.length // self.repeats)].tolist()
         places = (divmod(place, self.repeats) for place in mine)
         return ((epoch + repeat * REPEAT, images[place]) for place, repeat in places)
+
+
+class SubsetSampler(EpochSampler):
+    """Some of the images in their order, as an `EpochSampler` that does not shuffle.
+
+    Args:
+        indices: of the images.
+    """
+
+    def __init__(self, indices: Sequence[int]) -> None:
+        super().__init__(len(indices), seed=0, shuffle=False)
+        self.indices = indices
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return ((epoch, self.indices[place]) for epoch, place in super().__iter__())
 
 
 def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:

@@ -51,6 +51,10 @@ OPTIONS = {
         *("data_root", "batch_size", "workers", "device", "json"),
     },
     "pack": {"out", "shard_size", "val_fraction", "seed", "json"},
+    "slim": {
+        *("data", "data_root", "max_drop", "by", "out", "finetune", "rounds"),
+        *("batch_size", "workers", "cache", "device", "json"),
+    },
     "plan": {"image_size", "scope", "json", *BLOCKS},
     "tables": {"format", "results", "out", "json"},
     "bench": {

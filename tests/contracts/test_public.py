@@ -18,6 +18,8 @@ PUBLIC = [
     "Plan",
     "Recalibrated",
     "Site",
+    "SlimReport",
+    "Slimmed",
     "SqueezeExcite",
     "UserError",
     "VerificationError",
@@ -34,6 +36,7 @@ PUBLIC = [
     "recalibrate",
     "record",
     "se_parameters",
+    "slim",
     "verify",
 ]
 
