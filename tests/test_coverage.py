@@ -48,6 +48,7 @@ def test_small_families_attach_run_and_verify():
         assert row["forward_seconds"] > 0
 
 
+@pytest.mark.slow
 def test_some_families_are_printed_and_no_page_is_written():
     before = PAGE.read_bytes()
     done = _run("--only", "resnet")

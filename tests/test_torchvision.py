@@ -17,6 +17,17 @@ from senet.block import SqueezeExcite
 CLASSIFIERS = torchvision.models.list_models(module=torchvision.models)
 TRANSFORMERS = ("vit_", "swin_")
 SE_EVERYWHERE = ("efficientnet_b", "regnet_y_", "maxvit_t")
+ONE_EACH = {
+    *("alexnet", "convnext_tiny", "densenet121", "efficientnet_v2_s", "googlenet", "inception_v3"),
+    *("mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small", "regnet_x_400mf", "resnet18", "resnet50"),
+    *("resnext50_32x4d", "shufflenet_v2_x0_5", "squeezenet1_0", "vgg11_bn", "wide_resnet50_2"),
+    *("efficientnet_b0", "regnet_y_400mf", "maxvit_t"),
+}
+"""One of each family; `make test-slow` has the others, larger and built of the same blocks."""
+
+
+def _others_slow(names: list[str]) -> list[object]:
+    return [n if n in ONE_EACH else pytest.param(n, marks=pytest.mark.slow) for n in names]
 
 
 def _resnet(prefix: str, depths: tuple[int, ...] = (3, 4, 6, 3)) -> list[str]:
@@ -28,7 +39,8 @@ def _blocks(model: nn.Module) -> int:
 
 
 @pytest.mark.parametrize(
-    "name", [n for n in CLASSIFIERS if not n.startswith((*TRANSFORMERS, *SE_EVERYWHERE))]
+    "name",
+    _others_slow([n for n in CLASSIFIERS if not n.startswith((*TRANSFORMERS, *SE_EVERYWHERE))]),
 )
 def test_every_convolutional_classifier_attaches(name):
     model = build_on_meta(f"torchvision/{name}")
@@ -38,7 +50,9 @@ def test_every_convolutional_classifier_attaches(name):
     assert _blocks(model) == len(sites)
 
 
-@pytest.mark.parametrize("name", [n for n in CLASSIFIERS if n.startswith(SE_EVERYWHERE)])
+@pytest.mark.parametrize(
+    "name", _others_slow([n for n in CLASSIFIERS if n.startswith(SE_EVERYWHERE)])
+)
 def test_classifiers_that_have_se_in_every_block_are_adopted(name):
     model = build_on_meta(f"torchvision/{name}")
     theirs = sum(type(m).__name__ == "SqueezeExcitation" for m in model.modules())
