@@ -4,7 +4,7 @@
 
 The network runs over the same batches: by itself, in evaluation and inference mode; recorded, with
 ten classes and with a thousand; and by itself once more as a control (A/A). A round gives each the
-ratio to plain inference of the same round; the table and ``results/recording.csv`` have the medians,
+ratio to plain inference of the same round; the table and ``results/recording.csv`` have medians,
 with quartiles. What is timed goes from the second batch to the last, by default 128 images, the
 first and dearest of a recording: nearly every channel has new extremes. What recording takes once,
 however many images come (its arrays before, the null at the end), is in a column of its own, as are
