@@ -19,6 +19,7 @@ from torchvision.utils import save_image
 from senet import SqueezeExcite, deploy, runs
 from senet.cli import main
 from senet.data import DataOptions, load_data
+from senet.locking import DirectoryLock
 from senet.models import create_model
 from senet.options import TrainOptions, read_options
 from senet.resumption import CONFIG, begin_directory
@@ -69,7 +70,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         data=str(folder),
         seed=7,
     )
-    begin_directory(place, replace(OPTIONS, data=str(folder)))
+    lock = DirectoryLock(place)
+    begin_directory(place, replace(OPTIONS, data=str(folder)), lock)
+    lock.release()
     runs.save_model(place, model, card)
     return place
 
