@@ -234,9 +234,9 @@ def test_an_image_that_went_away_is_named(tmp_path: Path) -> None:
         ("digit", "nearest: 'digits'"),
         ("zzz", "known: 'cifar10'"),
         ("z" * 5000, "unknown data set"),
-        ("z/" * 5000, "no such image folder"),
-        ("./digits", "no such image folder"),
-        ("~/absent/images", "no such image folder"),
+        ("z/" * 5000, "no such folder, of images"),
+        ("./digits", "no such folder, of images"),
+        ("~/absent/images", "no such folder, of images"),
     ],
 )
 def test_unknown_data(name: str, expected: str) -> None:

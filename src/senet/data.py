@@ -269,7 +269,7 @@ def _found(options: DataOptions, *, pipes: bool, check: bool, progress: bool) ->
         return _named(name, options)
     folder = Path(name).expanduser()
     is_path = os.sep in name or name.startswith((".", "~"))
-    if is_path and not folder.exists():
+    if is_path and not os.path.exists(folder):
         raise UserError(f"no such folder, of images or of shards: {str(folder)!r}")
     if not os.path.isdir(folder) and not is_path:
         raise UserError(
