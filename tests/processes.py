@@ -22,6 +22,7 @@ __all__ = [
     "call_group",
     "finish",
     "free_port",
+    "server",
     "start",
     "start_group",
     "wait_until",
@@ -76,7 +77,7 @@ def start(
 
     ``environment`` is added to that of the tests.
     """
-    context = _server()
+    context = server()
     out, err = log.with_suffix(".out"), log.with_suffix(".err")
     words = [str(argument) for argument in arguments]
     process = context.Process(target=_command, args=(words, out, err, dict(environment or {})))
@@ -114,7 +115,7 @@ def call_group(function: Callable[..., Any], world: int, folder: Path, *argument
     Their environment is that of `start_group`; results are what `torch.save` can keep without
     code. ``folder`` is for the results.
     """
-    port, context = free_port(), _server()
+    port, context = free_port(), server()
     processes = [
         context.Process(target=_call, args=(function, rank, world, port, folder, arguments))
         for rank in range(world)
@@ -157,7 +158,8 @@ def wait_until(
     raise AssertionError(f"waited {seconds} s: {running.err.read_text()}")
 
 
-def _server() -> Any:
+def server() -> Any:
+    """The context whose processes are forked from a server that has imported torch."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
     return context

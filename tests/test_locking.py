@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import finish, start, wait_until
+from processes import finish, server, start, wait_until
 
 from senet.checkpoints import METRICS
 from senet.locking import LOCK, DirectoryLock
@@ -25,7 +24,7 @@ def hold(folder: Path, connection: Any) -> None:
 
 
 def other_process(folder: Path) -> tuple[Any, bool]:
-    context = multiprocessing.get_context("forkserver")
+    context = server()
     ours, theirs = context.Pipe()
     process = context.Process(target=hold, args=(folder, theirs), daemon=True)
     process.start()
@@ -85,8 +84,11 @@ def test_two_trainings_into_one_directory(tmp_path: Path) -> None:
     assert first.wait().status == -signal.SIGKILL
     again = start(["train", "--out", run, "--resume"], tmp_path / "again")
     try:
-        said = lambda: again.out.exists() and "going on after" in again.out.read_text()  # noqa: E731
-        assert wait_until(said, again, pause=0.01)
+        assert wait_until(
+            lambda: again.out.exists() and "going on after" in again.out.read_text(),
+            again,
+            pause=0.01,
+        )
         os.kill(again.pid, signal.SIGINT)
         assert again.wait().status == 130
     finally:

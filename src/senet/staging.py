@@ -14,9 +14,33 @@ from typing import Any
 from .errors import UserError
 from .runs import make_directory
 
-__all__ = ["staged"]
+__all__ = ["fresh", "staged"]
 
-_LEFTOVER = ".senet-{}.tmp"  # as `runs.is_temporary` knows them
+
+@contextmanager
+def fresh(out: Path) -> Iterator[Path]:
+    """A new folder to write into, which becomes ``out`` when the block ends well.
+
+    Args:
+        out: Where the folder is to be; there is none, or an empty one. Those above it are made.
+
+    Raises:
+        UserError: ``out`` is a file, holds anything, or cannot be written. What the block raises
+            is left as it is.
+    """
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        what = "is not empty" if out.is_dir() else "is a file"
+        raise UserError(f"out {str(out)!r} {what}; name a directory to be made")
+    make_directory(out.parent)
+    beside = _name_beside(out)
+    with _told(out):
+        beside.mkdir()
+    try:
+        yield beside
+        with _told(out):
+            beside.replace(out)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 @contextmanager
@@ -39,8 +63,8 @@ def staged(out: Path, kind: str, facts: Mapping[str, Any]) -> Iterator[Path]:
     place = Path(os.path.realpath(out))
     _check(place, out, kind)
     make_directory(place.parent)
-    beside = place.parent / _LEFTOVER.format(f"{os.getpid()}-{secrets.token_hex(4)}")
-    try:
+    beside = _name_beside(place)
+    with _told(out):
         try:
             beside.mkdir()
             yield beside
@@ -52,6 +76,17 @@ def staged(out: Path, kind: str, facts: Mapping[str, Any]) -> Iterator[Path]:
             _put(beside, place)
         finally:
             shutil.rmtree(beside, ignore_errors=True)
+
+
+def _name_beside(place: Path) -> Path:
+    """A name that is nobody's, of the kind that `runs.is_temporary` knows."""
+    return place.parent / f".senet-{os.getpid()}-{secrets.token_hex(4)}.tmp"
+
+
+@contextmanager
+def _told(out: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise UserError(f"cannot write {str(out)!r}: {error.strerror or error}") from error
 
@@ -93,7 +128,7 @@ def _put(new: Path, place: Path) -> None:
     if not place.exists():
         new.rename(place)
         return
-    old = new.with_name(_LEFTOVER.format(f"{os.getpid()}-{secrets.token_hex(4)}"))
+    old = _name_beside(place)
     place.rename(old)
     try:
         new.rename(place)

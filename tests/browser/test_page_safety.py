@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from chromium import CLASSES, PATH, SCRIPT, box, plot, readout, texts
@@ -52,7 +52,7 @@ def test_nothing_is_asked_of_the_network(shown: webdriver.Chrome, page: str) -> 
 
 
 class _Counting(BaseHTTPRequestHandler):
-    asked: list[str] = []  # noqa: RUF012
+    asked: ClassVar[list[str]] = []
 
     def do_GET(self) -> None:
         self.asked.append(self.path)

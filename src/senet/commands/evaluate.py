@@ -18,8 +18,8 @@ from ..evaluation import Evaluation, evaluate
 from ..loading import ImageLoader
 from ..sampling import EpochSampler
 from ..watching import workers_told
-from .parsing import command_parser, parse, pick_device
-from .run_data import data_of_run
+from .parsing import add_device_and_json, command_parser, parse, pick_device
+from .run_data import add_data_options, data_of_run
 
 __all__ = ["main", "parser"]
 
@@ -35,29 +35,13 @@ def parser() -> ArgumentParser:
     )
     made.add_argument("run", type=str, metavar="RUN", help="run directory")
     made.add_argument(
-        "--data",
-        type=str | None,
-        default=None,
-        help="data set or folder with the classes of the run; null is what it was trained on",
-    )
-    made.add_argument(
         "--part",
         choices=("val", "train", "all"),
         default="val",
         help="which part of the data: the images held out, those trained on, or both",
     )
-    made.add_argument(
-        "--data_root",
-        type=str | None,
-        default=None,
-        help="where downloaded data sets are kept; null is where the run had them",
-    )
-    made.add_argument("--batch_size", type=int, default=64, help="images in a batch")
-    made.add_argument("--workers", type=int, default=0, help="processes that load images")
-    made.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, …")
-    made.add_argument(
-        "--json", action="store_true", help="one JSON document on standard output, nothing else"
-    )
+    add_data_options(made)
+    add_device_and_json(made)
     return made
 
 
@@ -67,14 +51,7 @@ def main(argv: Sequence[str]) -> int:
     device = pick_device(given.device)
     run = Path(given.run)
     card = runs.read_card(run)
-    data = data_of_run(
-        run,
-        card,
-        data=given.data,
-        data_root=given.data_root,
-        batch_size=given.batch_size,
-        workers=given.workers,
-    )
+    data = data_of_run(run, card, given)
     with workers_told():
         result = evaluate(
             runs.load(run, device=device),

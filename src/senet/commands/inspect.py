@@ -30,8 +30,8 @@ from ..progress import share_told
 from ..sampling import EpochSampler
 from ..staging import staged
 from ..watching import workers_told
-from .parsing import command_parser, parse, pick_device
-from .run_data import data_of_run
+from .parsing import add_device_and_json, command_parser, parse, pick_device
+from .run_data import add_data_options, data_of_run
 
 __all__ = ["main", "parser"]
 
@@ -53,12 +53,6 @@ def parser() -> ArgumentParser:
     )
     made.add_argument("run", type=str, metavar="RUN", help="run directory")
     made.add_argument("--out", type=str, required=True, metavar="DIR", help="folder to be made")
-    made.add_argument(
-        "--data",
-        type=str | None,
-        default=None,
-        help="data set or folder with the classes of the run; null is what it was trained on",
-    )
     made.add_argument(
         "--classes",
         type=str | None,
@@ -88,18 +82,8 @@ def parser() -> ArgumentParser:
     made.add_argument(
         "--gates", action="store_true", help=f"write every gate to {GATES}/ as safetensors, too"
     )
-    made.add_argument(
-        "--data_root",
-        type=str | None,
-        default=None,
-        help="where downloaded data sets are kept; null is where the run had them",
-    )
-    made.add_argument("--batch_size", type=int, default=64, help="images in a batch")
-    made.add_argument("--workers", type=int, default=0, help="processes that load images")
-    made.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, …")
-    made.add_argument(
-        "--json", action="store_true", help="one JSON document on standard output, nothing else"
-    )
+    add_data_options(made)
+    add_device_and_json(made)
     return made
 
 
@@ -122,14 +106,7 @@ def main(argv: Sequence[str]) -> int:
     chosen_classes = _classes(given.classes, card.classes)
     chosen_blocks = _matched(given.blocks, paths)
     progress = sys.stderr.isatty()
-    data = data_of_run(
-        run,
-        card,
-        data=given.data,
-        data_root=given.data_root,
-        batch_size=given.batch_size,
-        workers=given.workers,
-    )
+    data = data_of_run(run, card, given)
     if data.val.labels is not None:  # else it comes out when all images were read
         counts = data.val.labels.bincount(minlength=len(card.classes))
         _refuse_empty(counts, card.classes, given.data or card.data)

@@ -17,7 +17,14 @@ from ..parse_errors import in_one_line
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["OPTION_GROUPS", "add_dataclass_options", "command_parser", "parse", "pick_device"]
+__all__ = [
+    "OPTION_GROUPS",
+    "add_dataclass_options",
+    "add_device_and_json",
+    "command_parser",
+    "parse",
+    "pick_device",
+]
 
 OPTION_GROUPS = {
     "model": "the network",
@@ -36,6 +43,14 @@ def command_parser(name: str, description: str, *, epilog: str | None = None) ->
         epilog=epilog,
         exit_on_error=False,
         allow_abbrev=False,
+    )
+
+
+def add_device_and_json(parser: ArgumentParser) -> None:
+    """``--device``, for `pick_device`, and ``--json``."""
+    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, …")
+    parser.add_argument(
+        "--json", action="store_true", help="one JSON document on standard output, nothing else"
     )
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import ArgumentParser
 
 from ..errors import UserError
-from .parsing import command_parser, parse, pick_device
+from .parsing import add_device_and_json, command_parser, parse, pick_device
 
 if TYPE_CHECKING:
     import torch
@@ -44,10 +44,7 @@ def parser() -> ArgumentParser:
         help="image files, or folders, all of whose images are taken",
     )
     made.add_argument("--top", type=int, default=5, help="classes to give for an image")
-    made.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, …")
-    made.add_argument(
-        "--json", action="store_true", help="one JSON document on standard output, nothing else"
-    )
+    add_device_and_json(made)
     return made
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from jsonargparse import ArgumentParser, Namespace
+
 from .. import runs
 from ..data import DataOptions, ImageData, load_data
 from ..errors import UserError
@@ -12,18 +14,29 @@ from ..image_sets import Framing
 from ..options import TrainOptions, read_options
 from ..resumption import CONFIG, advice_where_moved
 
-__all__ = ["data_of_run"]
+__all__ = ["add_data_options", "data_of_run"]
+
+
+def add_data_options(parser: ArgumentParser) -> None:
+    """Where the images are and how they are loaded, as `data_of_run` takes it."""
+    parser.add_argument(
+        "--data",
+        type=str | None,
+        default=None,
+        help="data set or folder with the classes of the run; null is what it was trained on",
+    )
+    parser.add_argument(
+        "--data_root",
+        type=str | None,
+        default=None,
+        help="where downloaded data sets are kept; null is where the run had them",
+    )
+    parser.add_argument("--batch_size", type=int, default=64, help="images in a batch")
+    parser.add_argument("--workers", type=int, default=0, help="processes that load images")
 
 
 def data_of_run(
-    run: Path,
-    card: runs.ModelCard,
-    *,
-    data: str | None,
-    data_root: str | None,
-    batch_size: int,
-    workers: int,
-    cache: bool = False,
+    run: Path, card: runs.ModelCard, given: Namespace, *, cache: bool = False
 ) -> ImageData:
     """Both parts of the data that a run was trained on, or of other data with its classes.
 
@@ -32,9 +45,8 @@ def data_of_run(
     Args:
         run: the directory.
         card: of the run.
-        data: a data set or folder; None is what the run was trained on.
-        data_root: where downloaded data sets are kept; None is where the run had them.
-        batch_size, workers, cache: see `senet.data.DataOptions`.
+        given: with the options of `add_data_options`.
+        cache: see `senet.data.DataOptions`.
 
     Raises:
         UserError: the data cannot be read, or has other classes.
@@ -42,12 +54,12 @@ def data_of_run(
     config = run / CONFIG
     options = read_options(config, whole=True) if config.exists() else TrainOptions()
     wanted = DataOptions(
-        data=data or card.data,
-        val_data=None if data else options.val_data,
-        data_root=Path(data_root or options.data_root),
+        data=given.data or card.data,
+        val_data=None if given.data else options.val_data,
+        data_root=Path(given.data_root or options.data_root),
         download=options.download,
-        batch_size=batch_size,
-        workers=workers,
+        batch_size=given.batch_size,
+        workers=given.workers,
         cache=cache,
         image_size=card.image_size,
         augment=False,
@@ -55,14 +67,14 @@ def data_of_run(
         seed=card.seed,
     )
     try:
-        found = load_data(wanted, pipes=data is not None, progress=sys.stderr.isatty())
+        found = load_data(wanted, pipes=given.data is not None, progress=sys.stderr.isatty())
     except UserError as error:
-        if data is None and advice_where_moved(wanted.data, wanted.val_data):
+        if given.data is None and advice_where_moved(wanted.data, wanted.val_data):
             raise UserError(f"{error}; if it was moved, add --data NEW_PLACE") from error
         raise
     if found.classes != card.classes:
         raise UserError(
-            f"{data or card.data} has other classes than {run}: "
+            f"{given.data or card.data} has other classes than {run}: "
             f"{_difference(found.classes, card.classes)}"
         )
     for images in (found.train, found.val):  # whatever the data set's own normalisation is

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import secrets
-import shutil
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -32,10 +28,11 @@ from ..sampling import SubsetSampler, stratified_split
 from ..slim_figure import draw_slimming
 from ..slim_report import Point, Score, SlimReport, lost
 from ..slimming import BY, Slimmed, check_budget, slim
+from ..staging import fresh
 from ..training import CONFIG, train
 from ..watching import workers_told
-from .parsing import command_parser, parse, pick_device
-from .run_data import data_of_run
+from .parsing import add_device_and_json, command_parser, parse, pick_device
+from .run_data import add_data_options, data_of_run
 
 __all__ = ["main", "parser"]
 
@@ -79,20 +76,7 @@ def parser() -> ArgumentParser:
         help="train what is left for so many epochs, at a tenth of the run's learning rate, into "
         f"OUT/{FINETUNED}; 0 does not",
     )
-    made.add_argument(
-        "--data",
-        type=str | None,
-        default=None,
-        help="data set or folder with the classes of the run; null is what it was trained on",
-    )
-    made.add_argument(
-        "--data_root",
-        type=str | None,
-        default=None,
-        help="where downloaded data sets are kept; null is where the run had them",
-    )
-    made.add_argument("--batch_size", type=int, default=64, help="images in a batch")
-    made.add_argument("--workers", type=int, default=0, help="processes that load images")
+    add_data_options(made)
     made.add_argument(
         "--cache", action="store_true", help="hold decoded images in memory, for many passes"
     )
@@ -102,10 +86,7 @@ def parser() -> ArgumentParser:
         default=15,
         help="how often each network of the curve is timed; 0 leaves latency out",
     )
-    made.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, …")
-    made.add_argument(
-        "--json", action="store_true", help="one JSON document on standard output, nothing else"
-    )
+    add_device_and_json(made)
     return made
 
 
@@ -124,16 +105,8 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"{run} has no {CONFIG} to go on training by; leave --finetune out")
     model = runs.load(run, device=device)
     _check_blocks(run, card, model)
-    with _made(out) as place, workers_told():
-        data = data_of_run(
-            run,
-            card,
-            data=given.data,
-            data_root=given.data_root,
-            batch_size=given.batch_size,
-            workers=given.workers,
-            cache=given.cache,
-        )
+    with fresh(out) as place, workers_told():
+        data = data_of_run(run, card, given, cache=given.cache)
         calibration, held_out = _halves(data, card, given)
         slimmed = _slim(model, calibration, held_out, given)
         options = _write(place, slimmed, card, options, given)
@@ -166,32 +139,6 @@ def _check_blocks(run: Path, card: runs.ModelCard, model: torch.nn.Module) -> No
     raise UserError(f"{run} holds {card.name}, a plain network without SE; nothing to slim")
 
 
-@contextmanager
-def _made(out: Path) -> Iterator[Path]:
-    """A directory beside ``out`` that takes its place when all is written, or goes away."""
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        what = "is not empty" if out.is_dir() else "is a file"
-        raise UserError(f"out {str(out)!r} {what}; name a directory to be made")
-    runs.make_directory(out.parent)
-    beside = out.parent / f".senet-{os.getpid()}-{secrets.token_hex(4)}.tmp"
-    with _written(out):
-        beside.mkdir()
-    try:
-        yield beside
-        with _written(out):
-            os.replace(beside, out)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-
-
-@contextmanager
-def _written(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"cannot write {str(out)!r}: {error.strerror or error}") from error
-
-
 def _halves(
     data: ImageData, card: runs.ModelCard, given: Namespace
 ) -> tuple[ImageLoader, ImageLoader]:
@@ -207,7 +154,7 @@ def _halves(
             f"in {given.data or card.data}; to choose by one half and check on the other takes "
             "two of each class"
         )
-    return tuple(  # type: ignore[return-value]
+    calibration, held_out = (
         ImageLoader(
             images,
             SubsetSampler(part.tolist()),
@@ -216,6 +163,7 @@ def _halves(
         )
         for part in stratified_split(labels, 0.5, card.seed)
     )
+    return calibration, held_out
 
 
 def _slim(
