@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch import Tensor
 from .errors import UserError, nearest
 from .runs import atomic_write
 
-__all__ = ["HIGH", "LOW", "TABLES", "BlockExcitations", "Excitations"]
+__all__ = ["HIGH", "LOW", "TABLES", "BlockExcitations", "Excitations", "write_rows"]
 
 LOW, HIGH = 0.05, 0.95
 """A gate below the one or above the other share of its range is saturated."""
@@ -189,15 +189,7 @@ class Excitations:
         Raises:
             UserError: the file cannot be written.
         """
-        rows = self.table(of)
-
-        def write(file: BinaryIO) -> None:
-            # A class named by bytes that are no UTF-8 is written with them escaped.
-            text = io.TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", newline="")
-            csv.writer(text, lineterminator="\n").writerows(_shown(row) for row in rows)
-            text.detach()
-
-        atomic_write(Path(path), write)
+        write_rows(Path(path), self.table(of))
 
     def _blocks(self) -> Iterator[list[object]]:
         yield ["block", "stage", "depth", "channels", "mean", "deviation", "low", "high",
@@ -222,11 +214,27 @@ class Excitations:
                 yield [*_place(b), channel, *b.mean[:, channel].tolist()]
 
 
+def write_rows(path: Path, rows: Iterable[Sequence[object]]) -> None:
+    """Write a table to a CSV file, whole or not at all; what is not a number stays empty.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+
+    def write(file: BinaryIO) -> None:
+        # A class named by bytes that are no UTF-8 is written with them escaped.
+        text = io.TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", newline="")
+        csv.writer(text, lineterminator="\n").writerows(map(_shown, rows))
+        text.detach()
+
+    atomic_write(path, write)
+
+
 def _place(block: BlockExcitations) -> list[object]:
     return [block.path, "" if block.stage is None else block.stage, block.depth]
 
 
-def _shown(row: list[object]) -> list[object]:
+def _shown(row: Sequence[object]) -> list[object]:
     return [
         ("" if math.isnan(value) else f"{value:.7g}") if isinstance(value, float) else value
         for value in row

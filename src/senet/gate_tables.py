@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from .gate_statistics import write_rows
 
 if TYPE_CHECKING:
     from .excitations import BlockExcitations, Excitations
@@ -113,14 +114,4 @@ def write_tables(excitations: Excitations, folder: Path) -> None:
     for name, of in _RECORDED.items():
         excitations.to_csv(folder / name, of)
     for name, rows in _MORE.items():
-        with (folder / name).open(
-            "w", encoding="utf-8", errors="backslashreplace", newline=""
-        ) as file:
-            csv.writer(file, lineterminator="\n").writerows(map(_cells, rows(excitations)))
-
-
-def _cells(row: Iterable[Any]) -> list[Any]:
-    return [
-        ("" if math.isnan(value) else f"{value:.7g}") if isinstance(value, float) else value
-        for value in row
-    ]
+        write_rows(folder / name, rows(excitations))
