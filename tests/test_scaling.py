@@ -31,6 +31,7 @@ def assert_same(found: Tensor, wanted: Tensor) -> None:
     torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
 @settings(max_examples=60, deadline=None)
 @given(case=convolutions(), seed=SEEDS)
 def test_convolutions_of_all_kinds(case: tuple[Any, Tensor], seed: int) -> None:
