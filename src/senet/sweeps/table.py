@@ -228,6 +228,7 @@ def rich_table(sweep: Sweep, rows: Sequence[RunResult]) -> Table:
     table = Table(
         box=box.SIMPLE,
         pad_edge=False,
+        show_edge=False,
         collapse_padding=True,
         caption=caption(sweep, rows),
         caption_justify="left",
