@@ -184,13 +184,32 @@ def test_inception_resnet_with_fewer_modules() -> None:
     """What docs/reproduce.md and the remark say was tried."""
     with torch.device("meta"):
         model = build_plain("inception_resnet_v2")
+    assert [f"{count_macs(model, (3, s, s)) / 1e9:.2f}" for s in (224, 320)] == ["6.47", "14.57"]
     model.repeat = model.repeat[:5]
     model.repeat_2 = model.repeat_2[:4]  # and block8, which is apart
     assert f"{count_macs(model, (3, 299, 299)) / 1e9:.3f}" == "11.756"
     twin = attach(copy.deepcopy(model), input_size=(3, 299, 299), bias=False)
-    assert f"{count_macs(twin, (3, 299, 299)) / 1e9:.3f}" == "11.762"
+    assert f"{count_macs(twin, (3, 299, 299)) / 1e9:.3f}" == "11.763"
     model.repeat_1 = model.repeat_1[:10]
-    assert f"{count_macs(model, (3, 299, 299)) / 1e9:.2f}" == "8.51"
+    assert f"{count_macs(model, (3, 299, 299)) / 1e9:.3f}" == "8.507"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("network", "units", "gmacs"),
+    [
+        ("resnet50", (3, 4, 6, 3), "3.863"),
+        ("resnet101", (3, 4, 23, 3), "7.579"),
+        ("resnet152", (3, 8, 36, 3), "11.296"),
+        ("resnext101_32x4d", (3, 4, 23, 3), "7.979"),
+    ],
+)
+def test_with_an_addition_for_each_element_of_a_sum(
+    network: str, units: tuple[int, ...], gmacs: str
+) -> None:
+    maps = (256 * 56**2, 512 * 28**2, 1024 * 14**2, 2048 * 7**2)
+    sums = sum(n * elements for n, elements in zip(units, maps, strict=True))
+    assert f"{(tally(network, 1000, {}).macs + sums) / 1e9:.3f}" == gmacs
 
 
 def one_row(**figures: str) -> Table:

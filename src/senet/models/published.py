@@ -91,7 +91,7 @@ def _se(
 
 _IRV2 = (
     "counted is the network known by the name, TF-slim's with 10, 20 and 10 modules, at 299×299, "
-    "for which the NASNet paper prints 13.2; with 5, 20 and 5 it counts 11.756 and 11.762, which "
+    "for which the NASNet paper prints 13.2; with 5, 20 and 5 it counts 11.756 and 11.763, which "
     "cut off after the printed digits are these figures, but nothing says that it has so few"
 )
 

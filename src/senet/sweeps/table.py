@@ -230,7 +230,7 @@ def rich_table(sweep: Sweep, rows: Sequence[RunResult]) -> Table:
         pad_edge=False,
         show_edge=False,
         collapse_padding=True,
-        caption=caption(sweep, rows),
+        caption=f"\n{caption(sweep, rows)}",
         caption_justify="left",
     )
     first, *others = _header(sweep)
