@@ -91,6 +91,21 @@ def test_macs_at_a_size_that_does_not_fit() -> None:
     assert "\n" not in str(error.value)
 
 
+class Asking(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x if x.sum().item() > 0 else -x)
+
+
+def test_macs_of_what_does_not_run_on_meta() -> None:
+    model = Asking(nn.Conv2d(3, 8, 3))
+    assert model(torch.ones(1, 3, 8, 8)).shape == (1, 8, 6, 6)
+    with pytest.raises(
+        UserError, match=r"Asking does not run on the meta device.*item\(\)"
+    ) as error:
+        count_macs(model, (3, 8, 8))
+    assert "\n" not in str(error.value)
+
+
 def test_macs_of_timms_plain_resnet50() -> None:
     """4.09 GMACs is what is commonly printed for the variant with its stride in the 3×3."""
     assert round(count_macs(create_model("timm/resnet50")) / 1e9, 2) == 4.09

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import io
 import json
@@ -18,13 +19,17 @@ from senet import tallies
 from senet.cli import main
 from senet.cost import count_macs
 from senet.errors import UserError
+from senet.insertion import attach
 from senet.models import build_plain
 from senet.models.published import PUBLISHED, PublishedRow, PublishedTable
 from senet.models.resnet import resnet50
 from senet.results import COLUMNS
+from senet.sweeps import read_recipe, resolve
 from senet.table_formats import print_tables
 from senet.tables import UNEXPLAINED, Table, count_table, pick_tables
 from senet.tallies import tally
+
+RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 
 # Rows whose counted figure is not the printed one; everywhere else they agree.
 APART: dict[str, dict[str, set[str]]] = {
@@ -175,12 +180,36 @@ def test_what_the_remarks_say() -> None:
 
 
 @pytest.mark.slow
-def test_inception_resnet_of_the_papers_figures() -> None:
+def test_inception_resnet_with_fewer_modules() -> None:
+    """What docs/reproduce.md and the remark say was tried."""
     with torch.device("meta"):
         model = build_plain("inception_resnet_v2")
-    model.repeat, model.repeat_1 = model.repeat[:5], model.repeat_1[:10]
+    assert [f"{count_macs(model, (3, s, s)) / 1e9:.2f}" for s in (224, 320)] == ["6.47", "14.57"]
+    model.repeat = model.repeat[:5]
     model.repeat_2 = model.repeat_2[:4]  # and block8, which is apart
-    assert f"{count_macs(model, (3, 299, 299)) / 1e9:.2f}" == "8.51"
+    assert f"{count_macs(model, (3, 299, 299)) / 1e9:.3f}" == "11.756"
+    twin = attach(copy.deepcopy(model), input_size=(3, 299, 299), bias=False)
+    assert f"{count_macs(twin, (3, 299, 299)) / 1e9:.3f}" == "11.763"
+    model.repeat_1 = model.repeat_1[:10]
+    assert f"{count_macs(model, (3, 299, 299)) / 1e9:.3f}" == "8.507"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("network", "units", "gmacs"),
+    [
+        ("resnet50", (3, 4, 6, 3), "3.863"),
+        ("resnet101", (3, 4, 23, 3), "7.579"),
+        ("resnet152", (3, 8, 36, 3), "11.296"),
+        ("resnext101_32x4d", (3, 4, 23, 3), "7.979"),
+    ],
+)
+def test_with_an_addition_for_each_element_of_a_sum(
+    network: str, units: tuple[int, ...], gmacs: str
+) -> None:
+    maps = (256 * 56**2, 512 * 28**2, 1024 * 14**2, 2048 * 7**2)
+    sums = sum(n * elements for n, elements in zip(units, maps, strict=True))
+    assert f"{(tally(network, 1000, {}).macs + sums) / 1e9:.3f}" == gmacs
 
 
 def one_row(**figures: str) -> Table:
@@ -288,7 +317,7 @@ def test_a_file_is_written_whole(capfd: pytest.CaptureFixture[str], tmp_path: Pa
 def test_measured_errors_are_shown(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     head = ",".join(COLUMNS)
     rows = ["se_resnet20,digits,r4,0,0.91,,2026-11-27,CPU", "resnet20,digits,plain,0,0.9,,,CPU"]
-    (tmp_path / "digits-reduction.csv").write_text("\n".join((head, *rows, "")))
+    (tmp_path / "digits.csv").write_text("\n".join((head, *rows, "")))
     out = printed(capfd, "reduction", "no-squeeze", "--results", tmp_path)
     assert out.count("measured top-1") == 1  # the other table has no results
     (line,) = (line for line in out.splitlines() if line.startswith("r = 4"))
@@ -306,14 +335,15 @@ def test_measured_errors_are_shown(capfd: pytest.CaptureFixture[str], tmp_path: 
 def test_results_stand_beside_their_network_and_data(tmp_path: Path) -> None:
     from senet.results import Result
 
-    def run(network: str, data: str, variant: str = "", source: str = "pair") -> Result:
+    def run(network: str, data: str, variant: str = "plain", source: str = "pair") -> Result:
         return Result(source, network, data, variant, 0, 0.5, None, "", "")
 
     results = [
         run("resnet20", "cifar10"),
         run("resnet20", "cifar100"),
-        run("se_resnet20", "cifar10", "pre"),
-        run("resnet20", "cifar10", source="gate"),
+        run("resnet20", "cifar10", "wide"),
+        run("resnet20", "cifar10", source="gate"),  # beside blocks without biases
+        run("se_resnet20", "cifar10", "tanh", source="gate"),
     ]
     row = PublishedRow("ResNet-20", "resnet20")
     table = PublishedTable("x", "A table", (row,), num_classes=10, data="cifar10")
@@ -321,6 +351,61 @@ def test_results_stand_beside_their_network_and_data(tmp_path: Path) -> None:
     assert (found.source, found.data, found.runs) == ("pair", "cifar10", 1)
     anywhere = count_table(replace(table, data=None), results).rows[0].measured
     assert [one.data for one in anywhere] == ["cifar10", "cifar100"]
+
+
+def test_a_sweep_stands_beside_the_ablation_that_it_is(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """One of several ablations at once in each of them, and as `senet sweep` leaves it."""
+    head = ",".join(COLUMNS)
+    rows = [
+        f"se_resnet18,tiny,{variant},{seed},0.{seed + top1},,,"
+        for variant, top1 in (("plain", 50), ("se", 54), ("r4", 52), ("post", 56))
+        for seed in (0, 1)
+    ]
+    out = tmp_path / "ablations"
+    out.mkdir()
+    (out / "results.csv").write_text("\n".join((head, *rows, "")))
+    for folder in (tmp_path, out):
+        words = ("reduction", "squeeze", "placement", "--json", "--results", folder)
+        found = {
+            (record["table"], record["row"]): [one["top1_error"] for one in record["measured"]]
+            for record in json.loads(printed(capfd, *words))
+            if record["measured"]
+        }
+        assert found == {
+            ("reduction", "r = 4"): [pytest.approx(47.5)],
+            ("reduction", "r = 16"): [pytest.approx(45.5)],
+            ("reduction", "ResNet-50"): [pytest.approx(49.5)],
+            ("placement", "ResNet-50"): [pytest.approx(49.5)],
+            ("placement", "standard"): [pytest.approx(45.5)],
+            ("placement", "post"): [pytest.approx(43.5)],
+        }
+    status, _, err = told(capfd, "gate", "--results", tmp_path)
+    assert (status, err.count("\n")) == (0, 1)
+    assert f"none of the 8 results in {tmp_path} belongs beside a row of these tables" in err
+
+
+def test_the_recipes_variants_are_the_tables_rows() -> None:
+    """Each name and what it asks for; only plain and se are in several tables."""
+    names: list[str] = []
+    for path in sorted((RECIPES / "ablations").glob("*.yaml")):
+        table, sweep = PUBLISHED[path.stem.replace("_", "-")], resolve(read_recipe(path), {})
+        rows = {name: row for row in table.rows for name in row.variants}
+        of_other_networks = {"stage0", "stage1", "stage5", "stages0to1"}
+        assert set(rows) | {"se"} == set(sweep.options) - of_other_networks | {"se"}
+        for name, options in sweep.options.items():
+            if name not in rows:
+                continue
+            asked = {key: getattr(options, key) for key in rows[name].options}
+            if "sites" in asked:
+                asked["sites"] = options.site_filters
+            wanted = dict(rows[name].options)
+            if isinstance(wanted.get("sites"), int):
+                wanted["sites"] = (wanted["sites"],)
+            assert asked == wanted, name
+        names += set(rows) - {"plain", "se"}
+    assert len(names) == len(set(names)) == 5 + 2 + 3 + 5 + 5 + 1
 
 
 def test_mistakes_get_a_line(

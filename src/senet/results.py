@@ -22,7 +22,7 @@ class Result:
     """One run.
 
     Args:
-        source: the file's name without its ending.
+        source: the file's path in the folder, without its ending.
         network, data, variant: what was trained, on what, and what the sweep called it.
         seed: of the run.
         top1, top5: accuracies of 1; top-5 is None where there is none.
@@ -71,7 +71,9 @@ class Measured:
 
 
 def read_results(folder: Path) -> list[Result]:
-    """The runs in all ``*.csv`` of a folder; those without a top-1, which failed, are left out.
+    """The runs in all ``*.csv`` of a folder, and in ``results.csv`` of the sweeps in it.
+
+    Those without a top-1, which failed, are left out.
 
     Raises:
         UserError: no such folder, no CSV in it, a file that cannot be read or lacks a column, a
@@ -80,13 +82,16 @@ def read_results(folder: Path) -> list[Result]:
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"results is {str(folder)!r}, which is no folder")
-    files = sorted(folder.glob("*.csv"))
+    files = [*sorted(folder.glob("*.csv")), *sorted(folder.glob("*/results.csv"))]
     if not files:
-        raise UserError(f"there is no .csv in {str(folder)!r}; results are files such as pair.csv")
-    return [result for file in files for result in _read(file)]
+        raise UserError(
+            f"there is no .csv in {str(folder)!r}, nor a sweep's results.csv in a folder of it"
+        )
+    return [result for file in files for result in _read(file, folder)]
 
 
-def _read(path: Path) -> list[Result]:
+def _read(path: Path, folder: Path) -> list[Result]:
+    source = path.relative_to(folder).with_suffix("").as_posix()
     try:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file, strict=True)
@@ -96,7 +101,7 @@ def _read(path: Path) -> list[Result]:
                     f"{path} has no column {', '.join(map(repr, lacking))}; results have "
                     f"{', '.join(COLUMNS)}"
                 )
-            found = list(_parsed(path, reader))
+            found = list(_parsed(path, source, reader))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"cannot read {path}: {' '.join(str(error).split())}") from error
     seen: set[tuple[object, ...]] = set()
@@ -110,7 +115,7 @@ def _read(path: Path) -> list[Result]:
     return found
 
 
-def _parsed(path: Path, reader: csv.DictReader[str]) -> Iterator[Result]:
+def _parsed(path: Path, source: str, reader: csv.DictReader[str]) -> Iterator[Result]:
     for row in reader:
         where = f"{path}, line {reader.line_num}"
         if None in row or None in row.values():
@@ -124,7 +129,7 @@ def _parsed(path: Path, reader: csv.DictReader[str]) -> Iterator[Result]:
                 f"{where}: seed is {row['seed']!r}, but must be a whole number"
             ) from None
         yield Result(
-            *(path.stem, row["network"], row["data"], row["variant"], seed),
+            *(source, row["network"], row["data"], row["variant"], seed),
             top1=_accuracy(where, "top1", row["top1"]),
             top5=_accuracy(where, "top5", row["top5"]) if row["top5"].strip() else None,
             date=row["date"],

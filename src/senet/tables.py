@@ -24,6 +24,7 @@ _STATISTICS = (
     "counted with the norms' running means and variances, which are stored but not trained, it is "
     "the printed figure"
 )
+_IN_EVERY = ("plain", "se")  # variants of any sweep: without SE, and with the paper's block
 _CUT_OFF = "cut off after the printed digits, not rounded, it is the printed figure"
 
 
@@ -126,10 +127,12 @@ def count_table(
         UserError: a network does not exist or does not run on the meta device.
     """
     known = list(results)
+    swept = _ablations_by_file(known)
     rows = []
     for row in published.rows:
         progress(row.label)
-        rows.append(_row(published, row, known))
+        beside = [one for one in known if _is_of(one, published, row, swept[one.source])]
+        rows.append(_row(published, row, beside))
     return Table(published, tuple(rows))
 
 
@@ -149,8 +152,7 @@ def _row(table: PublishedTable, row: PublishedRow, results: list[Result]) -> Row
         file = Figure(
             file.printed, file.counted, Explanation(row.file_remark or UNEXPLAINED, numbers)
         )
-    measured = summarise(one for one in results if _is_of(one, table, row))
-    return Row(row, macs, parameters, file, measured)
+    return Row(row, macs, parameters, file, summarise(results))
 
 
 def _of_macs(table: PublishedTable, row: PublishedRow, counted: float) -> Explanation:
@@ -195,27 +197,31 @@ def _half(printed: str) -> float:
     return 0.5 * 10.0 ** -len(printed.partition(".")[2])
 
 
-def _is_of(result: Result, table: PublishedTable, row: PublishedRow) -> bool:
-    """Whether a run belongs beside a row.
+def _is_of(result: Result, table: PublishedTable, row: PublishedRow, swept: set[str]) -> bool:
+    """Whether a run belongs beside a row; ``swept`` are the ablations that its file is of.
 
-    An ablation's are in the files that have its key in their names, of any network, by variant;
-    those of the other tables in other files, by network.
+    An ablation's runs are of any network and stand by variant; those of the other tables are of
+    files without an ablation, whose blocks may be others, and stand by network.
     """
-    swept = _ablation_of(result.source)
     if table.ablation:
-        return swept == table.key and result.variant in row.variants
-    if swept is not None or (table.data is not None and result.data != table.data):
+        return table.key in swept and result.variant in row.variants
+    if swept or (table.data is not None and result.data != table.data):
         return False
-    plainly = ("", "plain", "se", row.network)
-    return result.network == row.network and result.variant in plainly
+    return result.network == row.network and result.variant in ("", *_IN_EVERY, row.network)
 
 
-def _ablation_of(source: str) -> str | None:
-    """The ablation whose key is in the name of a file; the longest, for squeeze is in no-squeeze.
-
-    >>> _ablation_of("tiny_no_squeeze"), _ablation_of("gate"), _ablation_of("pair")
-    ('no-squeeze', 'gate', None)
-    """
-    name = source.lower().replace("_", "-")
-    keys = [key for key, table in PUBLISHED.items() if table.ablation and key in name]
-    return max(keys, key=len, default=None)
+def _ablations_by_file(results: Iterable[Result]) -> dict[str, set[str]]:
+    """The ablations that each file is of: those of which it has a variant that no other has."""
+    of_variant = {
+        variant: table.key
+        for table in PUBLISHED.values()
+        for row in table.rows
+        for variant in row.variants
+        if variant not in _IN_EVERY
+    }
+    found: dict[str, set[str]] = {}
+    for one in results:
+        keys = found.setdefault(one.source, set())
+        if one.variant in of_variant:
+            keys.add(of_variant[one.variant])
+    return found

@@ -61,7 +61,7 @@ def test_every_variant_builds_a_network_of_its_own(path: Path) -> None:
     assert len(sweep.seeds) == 3
     seen = {}
     for name, options in sweep.options.items():
-        if name in ("stage3", "stage4", "stage5"):  # ResNet-20 has none
+        if name in ("stage3", "stage4", "stage5", "stages2to4"):  # ResNet-20 has none
             with pytest.raises(UserError, match=r"no site is in stage \d; stages: 0, 1, 2"):
                 build(options, num_classes=10)
             assert name in sweep.recipe.optional
@@ -96,7 +96,7 @@ def test_what_the_ablations_vary() -> None:
     assert of("gate", "gate") == ["relu", "tanh", "sigmoid"]
     assert of("placement", "placement") == ["standard", "pre", "post", "identity", "inner"]
     assert of("no_squeeze", "squeeze") == ["none", "avg"]
-    assert of("stage", "sites") == ["0", "1", "2", "3", "4", "5", None]
+    assert of("stage", "sites") == ["0", "1", "2", "3", "4", "5", "0,1", "2,3,4", None]
 
 
 def test_a_variant_without_se_has_none_of_the_bases_options(written) -> None:

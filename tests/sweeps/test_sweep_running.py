@@ -109,7 +109,7 @@ def test_a_finished_sweep_is_kept(
     assert len(made["runs"]) == 4
     assert ((whole / RESULTS).read_bytes(), (whole / TABLE).read_bytes()) == before
     assert main(["sweep", str(whole / SWEEP), "--out", str(whole)]) == 0
-    assert " se " in capsys.readouterr().out
+    assert "\nse " in capsys.readouterr().out
 
 
 def test_lost_results_are_written_anew_from_the_runs(recipe: Path, whole: Path) -> None:
@@ -159,6 +159,7 @@ def test_a_directory_of_something_else(
         ("{se: true, warm_start: true, gate: tanh}", "a warm start needs a gate"),
         ("{se: true, sites: 9}", "no site is in stage 9"),
         ("{data: nowhere/at/all}", "nowhere/at/all"),
+        ("{model: vgg16}", "'vgg16' does not take images of 8×8 ("),
         ("{accelerator: gpx}", "cannot train with accelerator=gpx"),
         ("{init: nowhere}", "nowhere"),
     ],

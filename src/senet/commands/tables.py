@@ -24,8 +24,9 @@ __all__ = ["main", "parser"]
 
 _EPILOG = f"""
 Tables: {", ".join(PUBLISHED)}. Figures that are not what the paper prints are noted, and explained
-below their table. Results are CSV files with the columns {", ".join(COLUMNS)}, top1 and top5 from
-0 to 1; an ablation's have its name in theirs (reduction.csv).
+below their table. Results are a sweep's directory, one of several, or CSV files with the columns
+{", ".join(COLUMNS)}, top1 and top5 from 0 to 1. Those of ablations stand beside the rows by
+variant, others by network.
 """
 _WIDTH = 160  # columns of text that no terminal breaks
 
@@ -45,7 +46,7 @@ def parser() -> ArgumentParser:
         "--results",
         type=Path | None,
         default=None,
-        help="folder of measured results to show beside the paper's; null is none",
+        help="folder of measured results, or of sweeps, to show beside the paper's; null is none",
     )
     made.add_argument(
         "--out",
@@ -73,6 +74,12 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"out is {str(given.out)!r}, which is a folder; give a file")
     results = [] if given.results is None else read_results(given.results)
     tables = _counted(wanted, results)
+    if results and not any(row.measured for table in tables for row in table.rows):
+        print(
+            f"senet: none of the {len(results)} results in {given.results} belongs beside a row of "
+            "these tables; docs/reproduce.md says by which network and variant they do",
+            file=sys.stderr,
+        )
     form = "json" if given.json else given.format
     if given.out is not None:
         data = _text(tables, form).encode()

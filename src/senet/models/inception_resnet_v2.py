@@ -22,7 +22,7 @@ def inception_resnet_v2(num_classes: int = 1000) -> nn.Module:
 
     Images (N, 3, H, W), with H and W at least 75, → logits (N, num_classes). Initialisation is
     :func:`senet.models.resnet.initialise_he`, from the global seed. The SE paper prints 11.75
-    GFLOPs, which neither this network nor the one of the figures (with 5, 10 and 5 modules) has.
+    GFLOPs, which is 11 % less; docs/reproduce.md says what was tried to explain it.
     """
     import timm
 

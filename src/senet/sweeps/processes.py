@@ -8,7 +8,6 @@ import signal
 import threading
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
@@ -103,12 +102,8 @@ def _work(plan: RunPlan, gpu: str | None, connection: Connection) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # nothing here has asked for CUDA yet
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    row = train_run(plan, bar=False, say=partial(_send, connection))
+    row = train_run(plan, bar=False, say=connection.send)
     connection.send(row)
-
-
-def _send(connection: Connection, line: str) -> None:
-    connection.send(line)
 
 
 def _end_with_parent() -> None:

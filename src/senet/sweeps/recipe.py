@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -334,5 +334,5 @@ def sweep_yaml(sweep: Sweep) -> str:
     )
 
 
-def _indented(lines: Sequence[str] | Iterable[str]) -> list[str]:
+def _indented(lines: Iterable[str]) -> list[str]:
     return [f"  {line}\n" for line in lines]

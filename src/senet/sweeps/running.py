@@ -11,6 +11,7 @@ from pathlib import Path
 from .. import cost
 from ..data import DataOptions, ImageData, load_data
 from ..errors import UserError
+from ..models import check_image_size
 from ..ranks import is_helper
 from ..run_network import build, start_from
 from ..training import data_options_of, memory_told
@@ -141,6 +142,7 @@ def _with_costs(plan: RunPlan, data: ImageData) -> RunPlan:
         model = build(options, num_classes=classes)
         if options.init is not None:
             start_from(model, Path(options.init), options.model, num_classes=classes)
+        check_image_size(model, options.model, data.image_size)
     alone = replace(options, tensorboard=False)  # which would write
     make_trainer(alone, plan.directory, export=_nothing, report=_nothing)
     return replace(

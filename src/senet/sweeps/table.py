@@ -228,8 +228,9 @@ def rich_table(sweep: Sweep, rows: Sequence[RunResult]) -> Table:
     table = Table(
         box=box.SIMPLE,
         pad_edge=False,
+        show_edge=False,
         collapse_padding=True,
-        caption=caption(sweep, rows),
+        caption=f"\n{caption(sweep, rows)}",
         caption_justify="left",
     )
     first, *others = _header(sweep)
