@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import shutil
@@ -97,6 +98,12 @@ def test_a_slim_run_is_a_run(run: Path, tmp_path: Path, capfd: pytest.CaptureFix
     report = json.loads((slim / "slimming.json").read_text())
     assert report["points"][report["chosen"]]["left_out"] == ["stage 2"]
     assert (slim / "slimming.png").read_bytes().startswith(b"\x89PNG")
+    with (slim / "worth.csv").open(newline="") as file:
+        worth = list(csv.DictReader(file))
+    of_five = [candidate["top5_drop"] for candidate in report["candidates"]]
+    assert [float(row["top5_drop_points"]) for row in worth] == pytest.approx(of_five, abs=1e-4)
+    assert len(of_five) == 3
+    assert of_five[0] == 0 < max(of_five)
     # What was measured on the two halves is what all held-out images say.
     card = runs.read_card(slim)
     status, out, _ = told(capfd, "evaluate", slim, "--json", "--device", "cpu")

@@ -266,7 +266,7 @@ def test_what_cannot_be_folded_is_kept_and_told() -> None:
     assert list(report.kept) == ["se"]
     assert "after it is 'tanh'" in report.kept["se"]
     assert report.points[-1].blocks == 1
-    assert report.worth_csv().splitlines()[-1].startswith(",se,,se,,,,,")
+    assert report.worth_csv().splitlines()[-1].startswith(",se,,se,,,,,,")
 
 
 class _Asking(nn.Module):
@@ -303,6 +303,7 @@ def test_the_report_as_files() -> None:
     assert document["points"][1]["left_out"] == [report.candidates[0].name]
     worth = list(csv.DictReader(io.StringIO(report.worth_csv())))
     assert [row["name"] for row in worth] == [each.name for each in report.candidates]
+    assert {row["top5_drop_points"] for row in worth} == {""}, "of five classes there is none"
     curve = list(csv.DictReader(io.StringIO(report.curve_csv())))
     assert [int(row["blocks"]) for row in curve] == [3, 2, 1, 0]
     assert [row["chosen"] for row in curve].index("1") == report.chosen

@@ -29,7 +29,7 @@ from .hoisting import refuse_deployed
 from .labelled import check_labels, pair
 from .norm import Recalibrated
 from .outputs import relative_difference, tolerance
-from .slim_report import Candidate, Point, Score, SlimReport, lost
+from .slim_report import Candidate, Point, Score, SlimReport, lost, lost_top5
 from .timing import quartiles, time_in_turn
 
 __all__ = ["BY", "Slimmed", "check_budget", "slim"]
@@ -185,6 +185,7 @@ class _Search:
                     tuple(each.name for each in group),
                     group[0].stage,
                     lost(self.whole, score),
+                    lost_top5(self.whole, score),
                     score.loss - self.whole.loss,
                     sum(count_parameters(self.model.get_submodule(f.path)) for f in group),
                     float(torch.cat([self.deviation[f.path] for f in group]).mean()),
