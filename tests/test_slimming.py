@@ -19,7 +19,7 @@ import pytest
 import timm
 import torch
 from deploying import difference, drawn, images
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import small_resnet
 from torch import Tensor, nn
@@ -189,6 +189,7 @@ class _Told(_Search):
         return Score((900 - self.held[model]) / 1000, None, 0.0, 1000)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(-5, 9), st.integers(-5, 9)), min_size=1, max_size=6))
 def test_the_smallest_within_the_budget_or_the_nearest_budget(wrong: list[tuple[int, int]]) -> None:
     """How many of 1,000 images more each network gets wrong, on either half."""

@@ -273,7 +273,7 @@ def _tell(report: SlimReport, console: Console, title: str) -> None:
 
     say(title)
     worth = _table(
-        f"{report.by}s by worth, least first: what is lost without each alone",
+        f"{report.by}s by worth, least first (each left out alone)",
         (report.by, "top-1 drop", "top-5 drop", "loss", "parameters", "gate deviation"),
     )
     for each in report.candidates:
