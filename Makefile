@@ -1,6 +1,7 @@
 # make demo    train an SE network and its plain twin on real digits, and see the two side by side
 # make test    lint, types, import layers and the test suite
 # make test-browser    the page of `senet inspect` in Chromium (apt install chromium chromium-driver)
+# make test-slow    what takes longer, and the property tests with new examples each time
 # All set up .venv on their first run and reuse it afterwards.
 
 PYTHON ?= python3
@@ -44,7 +45,7 @@ test-browser: $(VENV)/.dev
 	$(BIN)/python -m pytest -m browser tests/browser
 
 test-slow: $(VENV)/.dev
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m 'slow or hypothesis' --hypothesis-profile=default
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -1,6 +1,12 @@
 """For all tests."""
 
 import torch
+from hypothesis import settings
 
 # The networks here are small, and the suite runs in two processes: more threads only wait.
 torch.set_num_threads(1)
+
+# The same examples each time: what the suite says is of the code alone. `make test-slow` looks for
+# others, as Hypothesis does by itself.
+settings.register_profile("suite", derandomize=True)
+settings.load_profile("suite")

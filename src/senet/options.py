@@ -348,7 +348,12 @@ def typed_values(values: Mapping[str, Any]) -> dict[str, Any]:
     except argparse.ArgumentError as error:
         known = [field.name for field in fields(TrainOptions)]
         raise UserError(in_one_line(error, known)) from None
-    return typed
+    # The parser reads a text once more as YAML, where '#' and '~' are none: what was one stays it.
+    texts = {name: values[name] for name in _OPTIONAL_TEXTS & values.keys()}
+    return typed | {name: text for name, text in texts.items() if isinstance(text, str)}
+
+
+_OPTIONAL_TEXTS = {field.name for field in fields(TrainOptions) if field.type == "str | None"}
 
 
 @cache  # a sixth of a second, and a sweep asks for every variant

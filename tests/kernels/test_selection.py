@@ -19,7 +19,7 @@ class Own(Tensor):
 
 
 def test_left_to_itself_it_picks_and_says_why() -> None:
-    assert select(X, NORM, BLOCK) == Choice("aten", "one read for the statistics, one affine write")
+    assert select(X, NORM, BLOCK) == Choice("aten", "norm and scale are one affine write")
 
 
 REFUSED = [

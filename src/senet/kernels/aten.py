@@ -4,7 +4,7 @@ Forward: moments of each sample (one pass over x), the gate from them, one affin
 Backward: two sums for each sample and channel (one pass over g and x), the gate's small
 backward, one pass for ∂L/∂x. Kept for it: x and vectors of at most (N, C). The derivation, line
 by line, is in ``docs/algebra.md``. Where a channel's mean is far beyond its deviation, and a
-sum in float32 would cancel its digits, all of it is done in float64.
+sum in float32 would cancel its digits, the form is taken that keeps the mean in float64.
 """
 
 from __future__ import annotations
@@ -40,24 +40,24 @@ def norm_excite(x: Tensor, norm: Norm, excitation: Excitation) -> Tensor:
 
 def sample_moments(x: Tensor, eps: float) -> tuple[ModuleType, Tensor, Tensor]:
     """The form of the passes for x, and by it mean and variance of each sample, (N, C) each."""
-    passes = passes_for(x)
-    m, v = passes.moments(x, statistics_dtype(x.dtype))
-    if passes is rows and _is_far(m, v, eps):
-        passes = passes_for(x, torch.float64)
-        m, v = passes.moments(x, torch.float64)
+    passes, dtype = passes_for(x), statistics_dtype(x.dtype)
+    m, v = passes.moments(x, dtype)
+    if passes is not broadcast and dtype != torch.float64 and _is_far(m, v, eps):
+        passes = broadcast
+        m, v = passes.moments(x, dtype)
     return passes, m, v
 
 
-def passes_for(x: Tensor, statistics: torch.dtype | None = None) -> ModuleType:
-    """The form of the four passes that suits where x lies and how, and the statistics' type.
+def passes_for(x: Tensor, means: torch.dtype | None = None) -> ModuleType:
+    """The form of the four passes that suits where x lies and how, and the type of its means.
 
     Args:
         x: the feature map.
-        statistics: None is the type that x's have as a rule.
+        means: None is the type that x's statistics have as a rule.
     """
     if x.device.type != "cpu" or x.numel() == 0:
         return broadcast
-    if statistics not in (None, statistics_dtype(x.dtype)):
+    if means not in (None, statistics_dtype(x.dtype)):
         return broadcast
     if x.is_contiguous():
         return rows
@@ -89,9 +89,9 @@ class _NormExcite(torch.autograd.Function):
             else:
                 mean, var = norm.fixed_statistics(m.dtype)
                 mean = mean.clone()  # kept for backward; training may move the running one first
-            r = torch.rsqrt(var + norm.eps)
+            r = torch.rsqrt(var + norm.eps).to(v.dtype)
             gamma, beta = _or_ones(weight, r), _or_zeros(bias, r)
-            deviation = (m - mean) * r
+            deviation = (m - mean).to(r.dtype) * r
             z = torch.addcmul(beta, gamma, deviation)
             block = Excitation(w1, b1, w2, b2, *options)
             p, q = gate.forward(block, z)
@@ -130,8 +130,8 @@ class _NormExcite(torch.autograd.Function):
                     # Every process needs the sums of all; its own gradients it leaves to DDP.
                     beta_sum, gamma_sum = sum_over(ctx.group, d_beta, d_gamma)
                     slope = -a * r * gamma_sum / ctx.count
-                    shift = a * (of_mean - beta_sum / ctx.count) - slope * mean
-                    d_x = passes.combine(g, s * a, x, slope, shift)
+                    shift = a * (of_mean - beta_sum / ctx.count)
+                    d_x = passes.combine(g, s * a, x, slope, shift, mean)
                 else:
                     d_x = passes.affine(g, s * a, a * of_mean, torch.zeros_like(a))
         d_weight = d_gamma.to(weight.dtype) if needs[1] else None
@@ -140,7 +140,7 @@ class _NormExcite(torch.autograd.Function):
 
 
 def _is_far(m: Tensor, v: Tensor, eps: float) -> bool:
-    """Whether |m| > 128·√(v + ε) anywhere. (On a GPU this would wait for it.)"""
+    """Whether |m| > 128·√(v + ε) anywhere."""
     return bool((m.square() > FAR**2 * (v + eps)).any())
 
 

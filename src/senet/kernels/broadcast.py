@@ -1,39 +1,61 @@
-"""The four passes in broadcasting operators: any device, any strides."""
+"""The four passes in broadcasting operators: any device, any strides, any mean.
+
+Means come in float64: where a channel's mean is far beyond its deviation, float32 has no digits for
+the difference that matters. x less the mean's first 24 bits is exact there; the remaining bits, ρ,
+go into the vectors, which are small. So no map is ever wider than its statistics.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from ..functional import statistics_dtype
+
 __all__ = ["affine", "combine", "moments", "sums"]
 
 
 def moments(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Mean and population variance of each sample and channel, (N, C) each."""
+    """Mean, in float64, and population variance of each sample and channel, (N, C) each."""
     if not x.numel():  # a process without images; the operator would warn of no values
         none = x.new_zeros(x.shape[:2], dtype=dtype)
-        return none, none
-    var, mean = torch.var_mean(x.to(dtype), _positions(x), correction=0)
-    return mean, var
+        return none.double(), none
+    var = torch.var(x.to(dtype), _positions(x), correction=0)
+    return x.mean(_positions(x), dtype=torch.float64), var
 
 
 def affine(x: Tensor, scale: Tensor, shift: Tensor, centre: Tensor) -> Tensor:
     """scale · (x − centre) + shift, fresh and in x's dtype. (N, C), (N, C), (C,)."""
-    wide = x.to(scale.dtype) - _spread(centre[None], x)  # else a large centre cancels digits
-    return torch.addcmul(_spread(shift, x), wide, _spread(scale, x)).to(x.dtype)
+    near, rest = _centred(x, centre)
+    shift = (shift - scale * rest).to(near.dtype)
+    return torch.addcmul(_spread(shift, x), near, _spread(scale, x)).to(x.dtype)
 
 
 def sums(g: Tensor, x: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
     """S₀ = Σ g and S₁ = Σ g·(x − centre) over positions, (N, C) each; centre (C,)."""
-    wide = g.to(centre.dtype)
-    products = wide * (x.to(centre.dtype) - _spread(centre[None], x))
-    return wide.sum(_positions(x)), products.sum(_positions(x))
+    near, rest = _centred(x, centre)
+    wide = g.to(near.dtype)
+    total = wide.sum(_positions(x))
+    return total, (wide * near).sum(_positions(x)) - total * rest
 
 
-def combine(g: Tensor, scale: Tensor, x: Tensor, slope: Tensor, shift: Tensor) -> Tensor:
-    """scale · g + slope · x + shift, fresh and in g's dtype. Vectors (N, C), (C,), (N, C)."""
-    wide = torch.addcmul(_spread(shift, x), g.to(scale.dtype), _spread(scale, x))
-    return wide.addcmul_(x.to(slope.dtype), _spread(slope[None], x)).to(g.dtype)
+def combine(
+    g: Tensor, scale: Tensor, x: Tensor, slope: Tensor, shift: Tensor, centre: Tensor
+) -> Tensor:
+    """scale · g + slope · (x − centre) + shift, fresh and in g's dtype.
+
+    Vectors (N, C), (C,), (N, C), (C,).
+    """
+    near, rest = _centred(x, centre)
+    wide = torch.addcmul(_spread(shift - slope * rest, x), g.to(near.dtype), _spread(scale, x))
+    return wide.addcmul_(near, _spread(slope[None], x)).to(g.dtype)
+
+
+def _centred(x: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
+    """x less the centre as the statistics' type has it, and ρ, what of the centre that leaves."""
+    dtype = statistics_dtype(x.dtype)
+    first = centre.to(dtype)
+    return x.to(dtype) - _spread(first[None], x), (centre - first).to(dtype)
 
 
 def _positions(x: Tensor) -> tuple[int, ...]:

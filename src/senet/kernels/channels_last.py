@@ -39,8 +39,14 @@ def sums(g: Tensor, x: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack(totals), torch.stack(products)
 
 
-def combine(g: Tensor, scale: Tensor, x: Tensor, slope: Tensor, shift: Tensor) -> Tensor:
-    """scale · g + slope · x + shift, fresh and in g's dtype. Vectors (N, C), (C,), (N, C)."""
+def combine(
+    g: Tensor, scale: Tensor, x: Tensor, slope: Tensor, shift: Tensor, centre: Tensor
+) -> Tensor:
+    """scale · g + slope · (x − centre) + shift, fresh and in g's dtype.
+
+    Vectors (N, C), (C,), (N, C), (C,).
+    """
+    shift = shift - slope * centre
     if g.dtype == scale.dtype:
         out = _multiply_add(g, scale, shift)
         return out.addcmul_(x, _spread(slope[None], x))

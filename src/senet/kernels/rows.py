@@ -53,8 +53,14 @@ def sums(g: Tensor, x: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
     return totals.view(n, c), products.view(n, c)
 
 
-def combine(g: Tensor, scale: Tensor, x: Tensor, slope: Tensor, shift: Tensor) -> Tensor:
-    """scale · g + slope · x + shift, fresh and in g's dtype. Vectors (N, C), (C,), (N, C)."""
+def combine(
+    g: Tensor, scale: Tensor, x: Tensor, slope: Tensor, shift: Tensor, centre: Tensor
+) -> Tensor:
+    """scale · g + slope · (x − centre) + shift, fresh and in g's dtype.
+
+    Vectors (N, C), (C,), (N, C), (C,).
+    """
+    shift = shift - slope * centre
     n, c = x.shape[:2]
     rows, slopes = x.reshape(n * c, -1), slope.repeat(n).unsqueeze(1)
     if g.dtype == scale.dtype:

@@ -53,7 +53,7 @@ def select(
         fast, why = "traced", "a compiler fuses it"
         against = _against_the_algebra(x, norm, excitation) or _against_traced(norm)
     else:
-        fast, why = "aten", "one read for the statistics, one affine write"
+        fast, why = "aten", "norm and scale are one affine write"
         against = _against_the_algebra(x, norm, excitation) or _against_aten(x, norm, excitation)
     if implementation is None:
         return Choice("reference", against) if against else Choice(fast, why)

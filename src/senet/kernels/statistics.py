@@ -19,7 +19,8 @@ def batch_moments(
     With a process group, each weighs by its own number of values: M is the sum over processes.
 
     Args:
-        mean, var: m and v, (N, C), the population moments of each sample; N may be 0.
+        mean, var: m and v, (N, C), the population moments of each sample; N may be 0. The means'
+            type may be the wider one; each result has its own.
         size: N·S, the values of a channel in this process.
         group: the processes whose batches are one.
     """
@@ -27,7 +28,7 @@ def batch_moments(
         # Deviations from the first sample: with a large common mean nothing cancels.
         first = mean[0]
         mu = first + (mean - first).mean(0)
-        sigma2 = var.mean(0) + (mean - mu).square().mean(0)
+        sigma2 = var.mean(0) + (mean - mu).square().mean(0).to(var.dtype)
     else:
         mu, sigma2 = mean.new_zeros(mean.shape[1]), var.new_zeros(var.shape[1])
     if group is None:
@@ -42,7 +43,7 @@ def batch_moments(
     share = counts / total
     mu = (share * mus).sum(0)
     sigma2 = (share * (sigmas + (mus - mu).square())).sum(0)
-    return mu.to(mean.dtype), sigma2.to(mean.dtype), int(total)
+    return mu.to(mean.dtype), sigma2.to(var.dtype), int(total)
 
 
 def sum_over(group: dist.ProcessGroup | None, *vectors: Tensor) -> tuple[Tensor, ...]:

@@ -37,7 +37,7 @@ class _SyncNorm(torch.autograd.Function):
             passes, m, v = sample_moments(x, norm.eps)
             mean, var, count = batch_moments(m, v, x.numel() // x.shape[1], norm.group)
             update_running(norm, mean, var, count)
-            r = torch.rsqrt(var + norm.eps)
+            r = torch.rsqrt(var + norm.eps).to(v.dtype)
             a = r if weight is None else r * weight.to(r.dtype)
             beta = torch.zeros_like(r) if bias is None else bias.to(r.dtype)
             y = passes.affine(x, a.expand_as(m), beta.expand_as(m), mean)
@@ -57,8 +57,8 @@ class _SyncNorm(torch.autograd.Function):
             # Every process needs the sums of all; its own gradients it leaves to DDP.
             beta_sum, gamma_sum = sum_over(ctx.group, d_beta, d_gamma)
             slope = -a * r * gamma_sum / ctx.count
-            shift = (-a * beta_sum / ctx.count - slope * mean).expand_as(s0)
-            d_x = passes.combine(g, a.expand_as(s0), x, slope, shift)
+            shift = (-a * beta_sum / ctx.count).expand_as(s0)
+            d_x = passes.combine(g, a.expand_as(s0), x, slope, shift, mean)
         d_weight = None if weight is None else d_gamma.to(weight.dtype)
         d_bias = None if bias is None else d_beta.to(bias.dtype)
         return d_x, d_weight, d_bias, None
