@@ -12,6 +12,7 @@ from selenium.webdriver.remote.webelement import WebElement
 __all__ = [
     "CLASSES",
     "EXCITATIONS",
+    "FILE",
     "PATH",
     "SCRIPT",
     "WIDTHS",
@@ -35,6 +36,7 @@ CLASSES = (
     "Zoë & co",
     *map("class {}".format, range(10)),
 )
+FILE = '"><img src=x onerror=alert(3)>.png'
 WIDTHS = (8, 8, 8, 16, 16, 16, 150, 150)
 EXCITATIONS = make_excitations(CLASSES, WIDTHS, (2, 2, 2, 3, 3, 3, 4, 4))
 

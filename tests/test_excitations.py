@@ -302,6 +302,7 @@ def test_loaders_of_all_kinds(shape: str) -> None:
 def test_a_generator_tells_nothing_beforehand() -> None:
     found = senet.record(attached(), iter(batches(8)))
     assert not found.permuted
+    assert not senet.record(attached(), iter(batches(4)), permutations=0).permuted
     assert found.blocks[0].null.shape == (20, 16)
 
 
@@ -452,6 +453,10 @@ REFUSALS: dict[str, tuple[Callable[[], Any], str]] = {
     "no device": (lambda: senet.record(attached(), batches(4), device="abacus"), "device 'abacus'"),
     "permutations": (lambda: senet.record(attached(), batches(4), permutations=-1), "-1"),
     "examples": (lambda: senet.record(attached(), batches(4), examples=1.5), "examples=1.5"),
+    "seed": (lambda: senet.record(attached(), batches(4), seed=-1), "seed=-1 is not a whole"),
+    "memory": (
+        lambda: senet.record(attached(), batches(4), permutations=10**12), "not fit .* fewer perm"
+    ),
 }  # fmt: skip
 
 

@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 from recorded import make_excitations
 
+from senet.drawing import png_of, svg_of
 from senet.errors import UserError
 from senet.figures import (
     activation_figure,
     default_blocks,
-    rendered,
     saturation_figure,
     short_names,
     specificity_figure,
@@ -104,9 +104,9 @@ def test_depth_figures_hold_a_point_a_block() -> None:
 
 def test_files_are_pictures_and_the_same_each_time() -> None:
     excitations = make_excitations()
-    first, second = (rendered(specificity_figure(excitations)) for _ in range(2))
-    assert first == second
-    png, svg = first
+    first, second = (specificity_figure(excitations) for _ in range(2))
+    png, svg = png_of(first), svg_of(first)
+    assert (png, svg) == (png_of(second), svg_of(second))
     with Image.open(io.BytesIO(png)) as image:
         colours = np.asarray(image.convert("RGB")).reshape(-1, 3)
     assert (colours == (0x00, 0x72, 0xB2)).all(1).sum() > 200
@@ -120,7 +120,7 @@ def test_any_name_can_be_drawn() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         figure = activation_figure(excitations, [0, 1], range(7))
-        png, svg = rendered(figure)
+        png, svg = png_of(figure), svg_of(figure)
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels[:4] == ["$\\frac{", "_hidden", "<b>&amp;", "漢字"]
     assert len(labels[4]) < 40
@@ -137,7 +137,7 @@ def test_what_has_no_value_leaves_a_gap() -> None:
     last = replace(excitations.blocks[3], mean=mean, counts=counts)
     excitations = replace(excitations, blocks=(*excitations.blocks[:3], last))
     for figure in (activation_figure(excitations, [3], [0, 1]), specificity_figure(excitations)):
-        assert rendered(figure)[0].startswith(b"\x89PNG")
+        assert png_of(figure).startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(("blocks", "channels"), [([], 50), ([0], 1)])

@@ -108,8 +108,8 @@ def test_tables_on_file(of: str, tmp_path: Path) -> None:
     assert rows[-1][:3] == ["layer1.0.bn2.se", "", "1"]
     first = dict(zip(head, rows[0], strict=True))
     if of == "class":
-        assert head[4:] == list(CLASSES)
-        assert [first[name] for name in CLASSES] == ["0.2", "0.6", ""]
+        assert head[4:] == [CLASSES[0], f"'{CLASSES[1]}", CLASSES[2]], "a formula is told as text"
+        assert list(first.values())[4:] == ["0.2", "0.6", ""]
     elif of == "channel":
         assert first["eta_squared"] == "0.5"
         assert first["null_eta_squared"] == "0.3"

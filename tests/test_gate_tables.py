@@ -38,7 +38,8 @@ def test_without_shuffles_there_is_no_null() -> None:
 
 
 def test_every_number_is_in_a_table(tmp_path: Path) -> None:
-    names = ("a,b", '"quoted"', "=1+1", "\udcff")
+    names = ("a,b", '"quoted"', "=cmd|' /C calc'!A0", "'=1", "@a", "1+1", "\udcff")
+    written = (*names[:2], "'=cmd|' /C calc'!A0", "''=1", "'@a", "1+1", "\\udcff")
     excitations = make_excitations(names, examples=2)
     write_tables(excitations, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(TABLES)
@@ -50,7 +51,7 @@ def test_every_number_is_in_a_table(tmp_path: Path) -> None:
     for file, values in (("means.csv", block.mean), ("variances.csv", block.variance)):
         row = read(tmp_path / file)[place]
         assert (row["block"], row["channel"]) == (block.path, "5")
-        told = [float(row[name]) for name in (*names[:3], "\\udcff")]
+        told = [float(row[name]) for name in written]
         assert told == pytest.approx(values[:, 5].tolist(), rel=1e-6)
     nulls = [row for row in read(tmp_path / "null.csv") if row["block"] == block.path]
     assert [float(row["specificity"]) for row in nulls] == pytest.approx(

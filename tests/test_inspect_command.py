@@ -16,7 +16,9 @@ from networks import randomise
 import senet
 from senet.block import SqueezeExcite
 from senet.cli import main
+from senet.commands import inspect
 from senet.data import DataOptions, load_data
+from senet.errors import UserError
 from senet.inspection import Picture, write_inspection
 from senet.models import create_model
 from senet.runs import ModelCard, plan_of, read_card, save_model
@@ -209,9 +211,24 @@ def test_a_class_without_images(
     for path in (data / "val" / "a, b").iterdir():
         path.unlink()
     line = complaint(capfd, run, "--data", data, "--out", tmp_path / "out")
-    assert "no" in line
-    assert "a, b" in line
+    assert "/val/a, b' has no images; fill or remove what is empty" in line
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_a_class_without_held_out_images(
+    run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = make_image_folder(tmp_path / "data", CLASSES, per_class=6, size=(20, 18), split=False)
+    for number in range(1, 6):
+        (data / "a, b" / f"{number}.png").unlink()
+    line = complaint(capfd, run, "--data", data, "--out", tmp_path / "out")
+    assert "class 'a, b' in" in line
+    assert "has one image only, so none can be held out" in line
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+    # Of shards and named sets it comes out here.
+    with pytest.raises(UserError, match="set has no held-out image of 'a, b'; what gates do"):
+        inspect._refuse_empty(torch.tensor([3, 0, 2]), CLASSES, "set")
+    inspect._refuse_empty(torch.tensor([3, 1, 2]), CLASSES, "set")
 
 
 def test_gates_that_are_not_finite(
@@ -248,17 +265,36 @@ def test_an_adopted_model_through_python(tmp_path: Path) -> None:
     pixels = torch.randint(256, (6, 3, 32, 32), dtype=torch.uint8)
     labels = torch.arange(6) % 3
     loader = [(pixels.float() / 255, labels)]
-    excitations = senet.record(model, loader, classes=CLASSES, permutations=3, examples=2)
+    tricks = ("../../x", str(tmp_path / "y"), "=cmd|' /C calc'!A0")
+    excitations = senet.record(model, loader, classes=tricks, permutations=3, examples=2)
     write_inspection(
         excitations,
-        tmp_path,
-        title="adopted",
-        picture=lambda index: Picture(pixels[index], int(labels[index])),
+        tmp_path / "look",
+        title="../adopted",
+        picture=lambda index: Picture(pixels[index], int(labels[index]), "../../z.png"),
     )
-    assert {path.name for path in tmp_path.iterdir()} == FILES - {"inspection.json"}
-    shown = data_of(tmp_path / "index.html")
+    assert {path.name for path in (tmp_path / "look").iterdir()} == FILES - {"inspection.json"}
+    assert [path.name for path in tmp_path.iterdir()] == ["look"]
+    with (tmp_path / "look" / "means.csv").open(newline="") as file:
+        assert next(csv.reader(file))[4:] == [*tricks[:2], "'=cmd|' /C calc'!A0"]
+    shown = data_of(tmp_path / "look" / "index.html")
     assert len(shown["blocks"]) == len(excitations.blocks) > 5
     assert len(shown["pictures"]["images"]) == 6
+
+
+def test_blocks_of_another_library_are_adopted_for_the_look(
+    images: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    classes = load_data(DataOptions(data=str(images))).classes
+    run = save(tmp_path / "run", "timm/mobilenetv3_small_050", classes, str(images), 32)
+    words = ("--out", tmp_path / "out", "--json", "--examples", "1000000000")
+    status, text, err = told(capfd, "inspect", run, *words)
+    assert (status, err) == (0, "")
+    blocks = json.loads(text)["blocks"]
+    assert len(blocks) == 9
+    assert blocks[0]["block"] == "blocks.0.0.se"
+    page = data_of(tmp_path / "out" / "index.html")
+    assert page["blocks"][0]["most"]["count"] == 12, "no more images than there are"
 
 
 def test_a_single_image_of_no_class(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import shutil
@@ -97,6 +98,12 @@ def test_a_slim_run_is_a_run(run: Path, tmp_path: Path, capfd: pytest.CaptureFix
     report = json.loads((slim / "slimming.json").read_text())
     assert report["points"][report["chosen"]]["left_out"] == ["stage 2"]
     assert (slim / "slimming.png").read_bytes().startswith(b"\x89PNG")
+    with (slim / "worth.csv").open(newline="") as file:
+        worth = list(csv.DictReader(file))
+    of_five = [candidate["top5_drop"] for candidate in report["candidates"]]
+    assert [float(row["top5_drop_points"]) for row in worth] == pytest.approx(of_five, abs=1e-4)
+    assert len(of_five) == 3
+    assert of_five[0] == 0 < max(of_five)
     # What was measured on the two halves is what all held-out images say.
     card = runs.read_card(slim)
     status, out, _ = told(capfd, "evaluate", slim, "--json", "--device", "cpu")
@@ -224,11 +231,11 @@ def _below_a_file(place: Path) -> tuple[str, ...]:
 MISTAKES: Mapping[str, tuple[Callable[[Path], tuple[str, ...]], str]] = {
     "negative": (lambda _: ("--max-drop=-1",), "max_drop is -1.0; it must be points of top-1"),
     "nan": (lambda _: ("--max-drop=nan",), "max_drop is nan, but must be a number"),
-    "words": (lambda _: ("--max-drop=little",), "max_drop"),
-    "by": (lambda _: ("--by=channel",), "by"),
+    "words": (lambda _: ("--max-drop=little",), "max_drop is little, but must be a number"),
+    "by": (lambda _: ("--by=channel",), "'channel' (choose from 'block', 'stage')"),
     "rounds": (lambda _: ("--rounds=-1",), "rounds is -1; it must be at least 0"),
     "epochs": (lambda _: ("--finetune=-1",), "finetune is -1; it must be at least 0"),
-    "data": (lambda _: ("--data=nothing",), "nothing"),
+    "data": (lambda _: ("--data=nothing",), "unknown data set 'nothing'"),
     "other classes": (_other_classes, "has other classes than"),
     "one image": (_one_image, "class '3' has 1 held-out image in"),
     "empty class": (_empty_class, "has no images"),

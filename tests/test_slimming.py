@@ -12,13 +12,15 @@ import io
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pytest
 import timm
 import torch
 from deploying import difference, drawn, images
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from networks import small_resnet
 from torch import Tensor, nn
 
@@ -35,6 +37,8 @@ from senet import (
     verify,
 )
 from senet.cost import count_parameters
+from senet.slim_report import Point, Score
+from senet.slimming import _Search
 
 SIZE = (3, 12, 12)
 Batches = list[tuple[Tensor, Tensor]]
@@ -144,22 +148,21 @@ def test_by_stage_the_blocks_of_one_go_together() -> None:
     assert report.point.blocks == 1
 
 
-@pytest.mark.parametrize("by", ["block", "stage"])
-def test_the_budget_that_is_named_can_be_met(by: str) -> None:
+def test_the_budget_that_is_named_can_be_met() -> None:
     model = network(constant=())
     halves = labelled(model), labelled(model, seed=1)
     with pytest.raises(UserError, match="max_drop of 0 points cannot be met") as caught:
-        slim(model, *halves, max_drop=0, by=by, rounds=0)
+        slim(model, *halves, max_drop=0, by="stage", rounds=0)
     assert "\n" not in str(caught.value)
     named = re.search(r"the nearest that can is ([\d.]+)$", str(caught.value))
     assert named
     needed = float(named[1])
     assert needed > 0
-    report = slim(model, *halves, max_drop=needed, by=by, rounds=0).report
+    report = slim(model, *halves, max_drop=needed, by="stage", rounds=0).report
     assert report.chosen >= 1
     assert max(report.point.drop, report.held_out_drop) <= needed + 1e-9
     with pytest.raises(UserError, match="cannot be met"):
-        slim(model, *halves, max_drop=needed - 0.02, by=by, rounds=0)
+        slim(model, *halves, max_drop=needed - 0.02, by="stage", rounds=0)
 
 
 def _disagreeing(model: Any, batches: Batches) -> tuple[float, Batches]:
@@ -170,6 +173,51 @@ def _disagreeing(model: Any, batches: Batches) -> tuple[float, Batches]:
         wrong = slimmed.model(x).argmax(1) != labels
     assert wrong.any()
     return slimmed.report.points[-1].drop, [(x[wrong], labels[wrong])]
+
+
+class _Told(_Search):
+    """A search whose networks are numbers, and what they lose held out is told."""
+
+    def __init__(self, held: Sequence[int]) -> None:
+        self.model, self.held, self.by, self.done, self.total = 0, held, "block", 0, 0
+        self.progress = lambda done, total, what: None
+
+    def without(self, paths: Sequence[str]) -> Any:
+        return len(paths)
+
+    def score(self, model: Any, loader: Any) -> Score:
+        return Score((900 - self.held[model]) / 1000, None, 0.0, 1000)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(-5, 9), st.integers(-5, 9)), min_size=1, max_size=6))
+def test_the_smallest_within_the_budget_or_the_nearest_budget(wrong: list[tuple[int, int]]) -> None:
+    """How many of 1,000 images more each network gets wrong, on either half."""
+    wrong = [(0, 0), *wrong]
+    paths = [("x",) * count for count in range(len(wrong))]
+    points = tuple(
+        Point(path, 9, 0, 0, 0, None, score := Score((900 - lost) / 1000, None, 0.0, 1000),
+              100 * (0.9 - score.top1))
+        for path, (lost, _) in zip(paths, wrong, strict=True)
+    )  # fmt: skip
+    search = _Told([held for _, held in wrong])
+    least = max(0, min(max(pair) for pair in wrong[1:]))
+    for budget in range(least + 2):
+        met = [n for n, pair in enumerate(wrong) if n and max(pair) <= budget]
+        assert bool(met) == (budget >= least)
+        if met:
+            assert search.choice(paths, points, [], budget / 10)[0] == met[-1]
+        else:
+            with pytest.raises(UserError, match=f"the nearest that can is {least / 10:g}$"):
+                search.choice(paths, points, [], budget / 10)
+
+
+def test_batches_are_what_a_loader_gives() -> None:
+    """Labels as a list, and more than images and labels in a batch."""
+    model = network(constant=(0, 1, 2))
+    batches = [(x, y.tolist(), "names") for x, y in labelled(model, 8)]
+    report = slim(model, batches, batches, max_drop=0, rounds=0).report
+    assert report.point.blocks == 0
 
 
 def test_what_is_too_slim_held_out_is_stepped_back_from() -> None:
@@ -219,7 +267,7 @@ def test_what_cannot_be_folded_is_kept_and_told() -> None:
     assert list(report.kept) == ["se"]
     assert "after it is 'tanh'" in report.kept["se"]
     assert report.points[-1].blocks == 1
-    assert report.worth_csv().splitlines()[-1].startswith(",se,,se,,,,,")
+    assert report.worth_csv().splitlines()[-1].startswith(",se,,se,,,,,,")
 
 
 class _Asking(nn.Module):
@@ -256,6 +304,7 @@ def test_the_report_as_files() -> None:
     assert document["points"][1]["left_out"] == [report.candidates[0].name]
     worth = list(csv.DictReader(io.StringIO(report.worth_csv())))
     assert [row["name"] for row in worth] == [each.name for each in report.candidates]
+    assert {row["top5_drop_points"] for row in worth} == {""}, "of five classes there is none"
     curve = list(csv.DictReader(io.StringIO(report.curve_csv())))
     assert [int(row["blocks"]) for row in curve] == [3, 2, 1, 0]
     assert [row["chosen"] for row in curve].index("1") == report.chosen
@@ -314,10 +363,17 @@ BAD: Mapping[str, tuple[Callable[[], Any], Any, dict[str, Any], str]] = {
         {},
         r"the forward of Sequential fails on images of shape \(2,\)",
     ),
+    "soft labels": (
+        lambda: network(()), lambda m: _labels([(_X, torch.rand(4, 5))]), {}, "number of one class"
+    ),
+    "no labels held out": (
+        lambda: network((0, 1)), lambda m: (labelled(m), [_X]), {}, "without labels"
+    ),
+    "rounds": (lambda: network(()), None, {"rounds": -1}, "rounds=-1 is not a whole number"),
     "none held out": (lambda: network((0, 1)), lambda m: (labelled(m), []), {}, "no images"),
     "classes": (
         lambda: network(()), lambda m: _labels([(_X, torch.tensor([0, 1, 2, 7]))]), {},
-        "label 7 in the data, but the network has 5 classes",
+        "label 7 in the data, but there are 5 classes",
     ),
     "maps": (
         lambda: attach(_Maps(), input_size=SIZE),

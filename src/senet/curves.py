@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .checkpoints import EpochRow, best_row
+from .drawing import empty_figure, png_of
 from .runs import atomic_write
 
 __all__ = ["CURVES", "write_curves"]
@@ -31,13 +30,7 @@ def write_curves(run: Path, runs: Mapping[str, Sequence[EpochRow]]) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    # Not pyplot, which would look for a screen, and keeps every figure it made.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it tells of its cache of fonts
-    figure = Figure(figsize=(10, 4.6), dpi=120, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
+    figure = empty_figure(10, 4.6)
     losses, shares = figure.subplots(1, 2)
     for (name, rows), colour in zip(runs.items(), _COLOURS, strict=False):
         prefix = f"{name}, " if len(runs) > 1 else ""
@@ -58,9 +51,8 @@ def write_curves(run: Path, runs: Mapping[str, Sequence[EpochRow]]) -> None:
     # Column by column, three to a network: a network a row.
     handles, labels = ([of for n in range(3) for of in kind[n::3]] for kind in entries)
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
-    picture = io.BytesIO()
-    canvas.print_png(picture)
-    atomic_write(run / CURVES, lambda file: file.write(picture.getbuffer()))
+    picture = png_of(figure)
+    atomic_write(run / CURVES, lambda file: file.write(picture))
 
 
 def _lines(
@@ -88,11 +80,9 @@ def _lines(
 
 
 def _finish(axes: Any, epochs: int) -> None:
-    from matplotlib.ticker import MaxNLocator
-
     axes.set_xlabel("epoch")
     axes.set_xlim(0.5, epochs + 0.5) if epochs < 3 else axes.margins(x=0.02)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.locator_params(axis="x", integer=True, min_n_ticks=1)
     axes.grid(color="#d8d8d8", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

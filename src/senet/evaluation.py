@@ -103,8 +103,8 @@ def evaluate(
     counts = meters.compute()
     confusion = counts["confusion"].cpu()
     return Evaluation(
-        top1=float(counts["top1"]),
-        top5=float(counts["top5"]) if "top5" in counts else None,
+        top1=_share(counts["top1"], images),
+        top5=_share(counts["top5"], images) if "top5" in counts else None,
         loss=loss / images,
         images=images,
         images_per_second=speed,
@@ -122,6 +122,11 @@ def _meters(classes: int) -> MetricCollection:
     if classes > 5:
         meters["top5"] = MulticlassAccuracy(classes, top_k=5, average="micro", validate_args=False)
     return MetricCollection(meters, compute_groups=False)
+
+
+def _share(of_one: Tensor, images: int) -> float:
+    """A share in float32 as the quotient that it is: budgets are compared with its differences."""
+    return round(float(of_one) * images) / images
 
 
 def _recalls(names: list[str], confusion: Tensor) -> dict[str, float | None]:

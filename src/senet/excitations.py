@@ -73,7 +73,8 @@ def record(
     check_network(model)
     refuse_deployed(model)
     names = None if classes is None else class_names(classes)
-    for option, value in (("permutations", permutations or 0), ("examples", examples)):
+    counts = {"permutations": permutations or 0, "examples": examples, "seed": seed}
+    for option, value in counts.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:
             raise UserError(f"{option}={value!r} is not a whole number of 0 or more")
     with ExitStack() as until:
@@ -187,9 +188,15 @@ class _Recorder:
         widths = torch.tensor(list(self.widths.values()))
         low, high = (b.repeat_interleave(widths).to(device) for b in bounds.unbind(1))
         expected = expected_counts(self.loader, len(self.classes)) if labelled else None
-        self.stream = GateStream(
-            len(self.classes), len(low), low=low, high=high, expected=expected, **self.options
-        )
+        try:
+            self.stream = GateStream(
+                len(self.classes), len(low), low=low, high=high, expected=expected, **self.options
+            )
+        except (RuntimeError, MemoryError) as error:
+            raise UserError(
+                f"the statistics of {len(low):,} gates by {len(self.classes):,} classes do not fit "
+                "into the memory; ask for fewer permutations or examples"
+            ) from error
 
     def _bounds(self, path: str) -> tuple[float, float]:
         gate = self.observation.blocks[path].options.gate

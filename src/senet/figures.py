@@ -7,14 +7,12 @@ blocks alike for all classes and late ones near their ends, into a number a bloc
 
 from __future__ import annotations
 
-import io
-import logging
-import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .drawing import empty_figure
 from .errors import UserError
 
 if TYPE_CHECKING:
@@ -28,7 +26,6 @@ __all__ = [
     "LAST_BLOCKS",
     "activation_figure",
     "default_blocks",
-    "rendered",
     "saturation_figure",
     "short_names",
     "specificity_figure",
@@ -102,7 +99,7 @@ def activation_figure(
         raise UserError(f"channels is {channels}; a line takes at least 2")
     columns = min(3, len(blocks))
     rows = -(-len(blocks) // columns)
-    figure = _figure((4.2 * columns + 0.4, 2.5 * rows + 0.9))
+    figure = empty_figure(4.2 * columns + 0.4, 2.5 * rows + 0.9)
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
     handles: list[Any] = []
     titles = _names(excitations.blocks)
@@ -150,7 +147,7 @@ def _gate_range(blocks: Sequence[BlockExcitations]) -> tuple[float, float]:
 
 def specificity_figure(excitations: Excitations) -> Figure:
     """The share of a block's gate variance that lies between classes, and with labels shuffled."""
-    figure = _figure((8, 3.8))
+    figure = empty_figure(8, 3.8)
     axes = figure.subplots()
     blocks = excitations.blocks
     depth = np.arange(1, len(blocks) + 1)
@@ -170,7 +167,7 @@ def specificity_figure(excitations: Excitations) -> Figure:
 
 def saturation_figure(excitations: Excitations) -> Figure:
     """The share of a block's gates near the lower and the upper end of their range."""
-    figure = _figure((8, 3.8))
+    figure = empty_figure(8, 3.8)
     axes = figure.subplots()
     blocks = excitations.blocks
     depth = np.arange(1, len(blocks) + 1)
@@ -183,27 +180,6 @@ def saturation_figure(excitations: Excitations) -> Figure:
     _over_depth(axes, blocks)
     _legend(figure, handles, ["in the lowest twentieth of their range", "in the highest"])
     return figure
-
-
-def rendered(figure: Figure) -> tuple[bytes, bytes]:
-    """A figure as the bytes of a PNG and an SVG file, the same for the same figure."""
-    from matplotlib import rc_context
-
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it tells of its cache of fonts
-    png, svg = io.BytesIO(), io.BytesIO()
-    with warnings.catch_warnings(), rc_context({"svg.hashsalt": "senet"}):
-        # A name in a script that the font lacks shows boxes; the page and the tables have it.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        figure.savefig(png, format="png", metadata={"Software": None})
-        figure.savefig(svg, format="svg", metadata={"Date": None})
-    return png.getvalue(), svg.getvalue()
-
-
-def _figure(size: tuple[float, float]) -> Figure:
-    # Not pyplot, which would look for a screen, and keeps every figure it made.
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=size, dpi=120, layout="constrained")
 
 
 def _names(blocks: Sequence[BlockExcitations]) -> list[str]:

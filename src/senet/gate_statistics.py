@@ -28,6 +28,9 @@ TABLES = ("block", "channel", "class")
 _CONSTANT = 1e-7
 """A deviation of less than this share of the mean is rounding: float32 has 24 bits."""
 
+_ACTIVE = ("=", "+", "-", "@", "\t", "\r", "\n", "'")
+"""With these a cell begins that a spreadsheet may take for a formula; and the mark against that."""
+
 
 @dataclass(frozen=True, eq=False)
 class BlockExcitations:
@@ -217,6 +220,9 @@ class Excitations:
 def write_rows(path: Path, rows: Iterable[Sequence[object]]) -> None:
     """Write a table to a CSV file, whole or not at all; what is not a number stays empty.
 
+    Names may be a stranger's: one that could be a formula gets an apostrophe before it, by which
+    spreadsheets know text, and so does one that begins with an apostrophe, so that all stay apart.
+
     Raises:
         UserError: the file cannot be written.
     """
@@ -224,7 +230,7 @@ def write_rows(path: Path, rows: Iterable[Sequence[object]]) -> None:
     def write(file: BinaryIO) -> None:
         # A class named by bytes that are no UTF-8 is written with them escaped.
         text = io.TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", newline="")
-        csv.writer(text, lineterminator="\n").writerows(map(_shown, rows))
+        csv.writer(text, lineterminator="\n").writerows([*map(_cell, row)] for row in rows)
         text.detach()
 
     atomic_write(path, write)
@@ -234,8 +240,7 @@ def _place(block: BlockExcitations) -> list[object]:
     return [block.path, "" if block.stage is None else block.stage, block.depth]
 
 
-def _shown(row: Sequence[object]) -> list[object]:
-    return [
-        ("" if math.isnan(value) else f"{value:.7g}") if isinstance(value, float) else value
-        for value in row
-    ]
+def _cell(value: object) -> object:
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.7g}"
+    return f"'{value}" if isinstance(value, str) and value.startswith(_ACTIVE) else value

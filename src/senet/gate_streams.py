@@ -181,7 +181,7 @@ class RandomAssignments:
 
     def are_permutations(self, counts: Tensor) -> bool:
         """Whether each assignment has as many of each label as there were, (K,)."""
-        return bool((self.sizes == counts).all())
+        return len(self.sizes) > 0 and bool((self.sizes == counts).all())
 
     def between(self, counts: Tensor) -> Tensor:
         """Σ_k n_k (mean_k − mean)² of each assignment and channel, (P, C), float64.

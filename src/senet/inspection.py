@@ -6,19 +6,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .drawing import png_of, svg_of
 from .figures import (
     CLASSES,
     FIGURES,
     activation_figure,
     default_blocks,
-    rendered,
     saturation_figure,
     specificity_figure,
     spread,
 )
 from .gate_tables import write_tables
 from .page import Picture, page_html
-from .runs import make_directory
+from .runs import atomic_write, make_directory
 
 if TYPE_CHECKING:
     from .excitations import Excitations
@@ -44,7 +44,7 @@ def write_inspection(
 
     Args:
         excitations: What `senet.record` returned.
-        folder: Made where it is not; files of these names are overwritten.
+        folder: Made where it is not; files of these names are replaced, each whole.
         title: The network, in words.
         data: The images, in words.
         blocks: Numbers of the blocks in the figure of activations, and shown first in the page;
@@ -56,7 +56,7 @@ def write_inspection(
         note: Told the share of the pictures that is done.
 
     Raises:
-        UserError: fewer than two channels, no block, or the folder cannot be made.
+        UserError: fewer than two channels, no block, or the folder cannot be made or written.
     """
     folder = Path(folder)
     make_directory(folder)
@@ -68,8 +68,8 @@ def write_inspection(
         saturation_figure(excitations),
     )
     for name, figure in zip(FIGURES, figures, strict=True):
-        for ending, content in zip((".png", ".svg"), rendered(figure), strict=True):
-            (folder / (name + ending)).write_bytes(content)
+        for ending, of in ((".png", png_of), (".svg", svg_of)):
+            _write(folder / (name + ending), of(figure))
     write_tables(excitations, folder)
     page = page_html(
         excitations,
@@ -80,4 +80,8 @@ def write_inspection(
         picture=picture,
         note=note,
     )
-    (folder / PAGE).write_text(page, encoding="utf-8")
+    _write(folder / PAGE, page.encode())
+
+
+def _write(path: Path, content: bytes) -> None:
+    atomic_write(path, lambda file: file.write(content))

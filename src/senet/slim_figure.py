@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import io
-import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from .drawing import empty_figure, png_of
 from .slim_report import Point, SlimReport
 
 __all__ = ["draw_slimming"]
@@ -21,13 +20,7 @@ _AXES: tuple[tuple[str, Callable[[Point], float | None]], ...] = (
 
 def draw_slimming(report: SlimReport, title: str) -> bytes:
     """The curve over parameters, multiply-adds and latency, as a PNG; the chosen one is ringed."""
-    # Not pyplot, which would look for a screen, and keeps every figure it made.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it tells of its cache of fonts
-    figure = Figure(figsize=(12, 4.4), dpi=120, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
+    figure = empty_figure(12, 4.4)
     panels = [axis for axis in _AXES if axis[1](report.points[0]) is not None]
     every = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axes, (label, cost) in zip(every, panels, strict=True):
@@ -36,9 +29,7 @@ def draw_slimming(report: SlimReport, title: str) -> bytes:
     figure.suptitle(title, fontsize=12, fontweight="bold", parse_math=False)  # a path may have $
     handles, labels = every[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
-    picture = io.BytesIO()
-    canvas.print_png(picture)
-    return picture.getvalue()
+    return png_of(figure)
 
 
 def _panel(axes: Any, report: SlimReport, costs: Sequence[float | None], title: str) -> None:

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
-__all__ = ["Candidate", "Point", "Score", "SlimReport", "lost"]
+__all__ = ["Candidate", "Point", "Score", "SlimReport", "lost", "lost_top5"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Candidate:
         blocks: names of the blocks.
         stage: log₂ of the stride to the input.
         drop: top-1 that is lost, in points (of 100); negative where some is won.
+        top5_drop: top-5 likewise; None of five classes or fewer.
         loss: by how much the mean cross-entropy rises, in nats.
         parameters: that the blocks have.
         deviation: standard deviation of a gate over images, the mean over channels.
@@ -43,6 +44,7 @@ class Candidate:
     blocks: tuple[str, ...]
     stage: int
     drop: float
+    top5_drop: float | None
     loss: float
     parameters: int
     deviation: float
@@ -115,17 +117,18 @@ class SlimReport:
 
     def worth_csv(self) -> str:
         """The candidates as comma-separated values, ranked; then the blocks that have to stay."""
-        header = ("rank", "name", "stage", "blocks", "drop_points", "loss_increase")
+        header = ("rank", "name", "stage", "blocks", "drop_points", "top5_drop_points")
         rows: list[Sequence[object]] = [
             (
                 *(rank, each.name, each.stage, " ".join(each.blocks)),
-                *(round(each.drop, 4), round(each.loss, 6)),
-                *(each.parameters, round(each.deviation, 6), ""),
+                *(round(each.drop, 4), "" if each.top5_drop is None else round(each.top5_drop, 4)),
+                *(round(each.loss, 6), each.parameters, round(each.deviation, 6), ""),
             )
             for rank, each in enumerate(self.candidates, 1)
         ]
-        rows += [("", name, "", name, "", "", "", "", why) for name, why in self.kept.items()]
-        return _csv((*header, "parameters", "gate_deviation", "kept_because"), rows)
+        rows += [("", name, "", name, *[""] * 5, why) for name, why in self.kept.items()]
+        more = ("loss_increase", "parameters", "gate_deviation", "kept_because")
+        return _csv((*header, *more), rows)
 
     def curve_csv(self) -> str:
         """The points as comma-separated values, the chosen one marked."""
@@ -149,6 +152,13 @@ class SlimReport:
 def lost(before: Score, after: Score) -> float:
     """Top-1 that is lost, in points (of 100)."""
     return 100 * (before.top1 - after.top1)
+
+
+def lost_top5(before: Score, after: Score) -> float | None:
+    """Top-5 that is lost, in points; None where it was not counted."""
+    if before.top5 is None or after.top5 is None:
+        return None
+    return 100 * (before.top5 - after.top5)
 
 
 def _csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

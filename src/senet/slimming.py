@@ -26,10 +26,10 @@ from .errors import UserError, nearest
 from .excitations import record
 from .given import check_network, copied
 from .hoisting import refuse_deployed
-from .labelled import pair
+from .labelled import check_labels, pair
 from .norm import Recalibrated
 from .outputs import relative_difference, tolerance
-from .slim_report import Candidate, Point, Score, SlimReport, lost
+from .slim_report import Candidate, Point, Score, SlimReport, lost, lost_top5
 from .timing import quartiles, time_in_turn
 
 __all__ = ["BY", "Slimmed", "check_budget", "slim"]
@@ -82,7 +82,7 @@ def slim(
 
     Raises:
         UserError: no blocks, none that can be folded, gates or outputs that are not finite, labels
-            that are no class, no images, or a budget that cannot be met.
+            that are missing or no class, no images, or a budget that cannot be met.
 
     >>> from senet import create_model
     >>> network = create_model("se_resnet20", num_classes=2, warm_start=True)
@@ -92,6 +92,8 @@ def slim(
     (9, 0, 0.0)
     """
     check_budget(max_drop, by)
+    if not isinstance(rounds, int) or rounds < 0:
+        raise UserError(f"rounds={rounds!r} is not a whole number of 0 or more")
     check_network(model)
     refuse_deployed(model)
     _check_blocks(model)
@@ -183,6 +185,7 @@ class _Search:
                     tuple(each.name for each in group),
                     group[0].stage,
                     lost(self.whole, score),
+                    lost_top5(self.whole, score),
                     score.loss - self.whole.loss,
                     sum(count_parameters(self.model.get_submodule(f.path)) for f in group),
                     float(torch.cat([self.deviation[f.path] for f in group]).mean()),
@@ -240,31 +243,24 @@ class _Search:
             if drop <= max_drop + _SLACK:
                 return number, before, after, tuple(stepped)
             stepped.append((number, drop))
-        raise UserError(self._unmet(paths, points, held_out, max_drop, before, stepped))
+        # The nearest budget that can be met is the least that a network loses on its worse half.
+        needed, number = min(((drop, n) for n, drop in stepped), default=(math.inf, 0))
+        beyond = set(range(1, len(points))) - set(fitting)
+        for n in sorted(beyond, key=lambda n: points[n].drop):
+            if points[n].drop >= needed:
+                break
+            drop = lost(before, self.score(self.without(paths[n]), held_out))
+            needed, number = min((needed, number), (max(points[n].drop, drop), n))
+        raise UserError(self._unmet(points[number], needed, max_drop))
 
-    def _unmet(
-        self,
-        paths: Sequence[tuple[str, ...]],
-        points: Sequence[Point],
-        held_out: Loader,
-        max_drop: float,
-        before: Score,
-        stepped: Sequence[tuple[int, float]],
-    ) -> str:
+    def _unmet(self, nearest: Point, needed: float, max_drop: float) -> str:
         """Why no block can be left out, and the nearest budget with which one can."""
-        if stepped:
-            number, needed = min(stepped, key=lambda each: each[1])
-            where = "the held-out images, where none loses less"
-        else:
-            number = min(range(1, len(points)), key=lambda n: points[n].drop)
-            held = lost(before, self.score(self.without(paths[number]), held_out))
-            needed = max(points[number].drop, held)
-            where = f"the {'calibration' if needed > held else 'held-out'} images"
-        names = points[number].left_out
+        names = nearest.left_out
+        where = "calibration" if needed <= nearest.drop else "held-out"
         what = names[0] if len(names) == 1 else f"{len(names)} {self.by}s at once"
         return (
             f"a max_drop of {max_drop:g} points cannot be met: without {what} "
-            f"{needed:.2f} points of top-1 are lost on {where}; the nearest that can is "
+            f"{needed:.2f} points of top-1 are lost on the {where} images; the nearest that can is "
             f"{math.ceil(100 * needed - 1e-6) / 100:g}"
         )
 
@@ -278,19 +274,26 @@ class _Search:
         """What a network achieves."""
         from .evaluation import evaluate  # brings torchmetrics
 
-        found = evaluate(model, loader, classes=self.classes, device=self.device)
+        found = evaluate(model, self._pairs(loader), classes=self.classes, device=self.device)
         return Score(found.top1, found.top5, found.loss, found.images)
+
+    def _pairs(self, loader: Loader) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in loader:
+            images, labels = pair(batch)
+            if labels is None:
+                raise UserError("images come without labels, which accuracy takes")
+            if len(images):
+                check_labels(labels, len(images), len(self.classes))
+                yield images, labels
 
     def _first_batch(self) -> tuple[Tensor, tuple[str, ...]]:
         """Two images on the network's device, and a name for each of its classes."""
         batch = next(iter(self.calibration), None)
         if batch is None:
             raise UserError("no images to calibrate on")
-        images, labels = pair(batch)
+        images = pair(batch)[0]
         if not len(images):
             raise UserError("no images to calibrate on; the first batch is empty")
-        if labels is None:
-            raise UserError("the calibration images come without labels, which accuracy takes")
         images = images[:2].to(self.device)
         with torch.inference_mode():
             try:
@@ -309,7 +312,7 @@ class _Search:
 
     def _recorded(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The mean gate (C,) of each block, a warm start's constant included, and its deviation."""
-        images = (images for images, _ in self.calibration)
+        images = (images for images, _ in self._pairs(self.calibration))
         blocks = record(self.model, images, permutations=0, examples=0).blocks
         scale = {
             path: block.options.gate_scale

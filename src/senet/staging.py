@@ -31,16 +31,10 @@ def fresh(out: Path) -> Iterator[Path]:
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         what = "is not empty" if out.is_dir() else "is a file"
         raise UserError(f"out {str(out)!r} {what}; name a directory to be made")
-    make_directory(out.parent)
-    beside = _name_beside(out)
-    with _told(out):
-        beside.mkdir()
-    try:
-        yield beside
+    with _beside(out, out) as folder:
+        yield folder
         with _told(out):
-            beside.replace(out)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+            folder.replace(out)
 
 
 @contextmanager
@@ -50,7 +44,7 @@ def staged(out: Path, kind: str, facts: Mapping[str, Any]) -> Iterator[Path]:
     ``KIND.json`` is added to it: ``facts``, and every file there is. By it an earlier result of
     the same kind is known and replaced, as long as nothing else was put beside it. Whatever
     happens, ``out`` is what it was or the new folder; a killed process leaves a hidden folder
-    ``.senet-….tmp`` beside it.
+    ``.senet-….tmp`` beside it, which, in the instant between two renamings, is the old ``out``.
 
     Args:
         out: Where the folder is to be; it and those above it are made.
@@ -58,24 +52,33 @@ def staged(out: Path, kind: str, facts: Mapping[str, Any]) -> Iterator[Path]:
         facts: Kept in its file. May be filled while the folder is.
 
     Raises:
-        UserError: ``out`` is a file, holds something else, or cannot be written; the disk is full.
+        UserError: ``out`` is a file, holds something else, or cannot be written. What the block
+            raises is left as it is.
     """
     place = Path(os.path.realpath(out))
     _check(place, out, kind)
-    make_directory(place.parent)
-    beside = _name_beside(place)
-    with _told(out):
-        try:
-            beside.mkdir()
-            yield beside
-            files = sorted(_files(beside))
+    with _beside(place, out) as folder:
+        yield folder
+        with _told(out):
+            files = sorted(_files(folder))
             record = {"kind": f"senet {kind}", **facts, "files": files}
             text = json.dumps(record, indent=2, allow_nan=False) + "\n"
-            (beside / f"{kind}.json").write_text(text, encoding="utf-8")
+            (folder / f"{kind}.json").write_text(text, encoding="utf-8")
             _check(place, out, kind)  # time has passed
-            _put(beside, place)
-        finally:
-            shutil.rmtree(beside, ignore_errors=True)
+            _put(folder, place)
+
+
+@contextmanager
+def _beside(place: Path, out: Path) -> Iterator[Path]:
+    """A new folder beside its place, removed in the end where it was not moved there."""
+    make_directory(place.parent)
+    folder = _name_beside(place)
+    with _told(out):
+        folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _name_beside(place: Path) -> Path:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
-from chromium import CLASSES, EXCITATIONS
+from chromium import CLASSES, EXCITATIONS, FILE
 from recorded import make_picture
 from selenium import webdriver
 from selenium.webdriver.chrome.options import Options
@@ -30,7 +31,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
         title="<b>se_net</b> · images",
         data="images, held out",
         classes=[0, 1, 2, 5],
-        picture=lambda index: make_picture(index, 48, len(CLASSES)),
+        picture=lambda index: replace(make_picture(index, 48, len(CLASSES)), name=FILE),
     )
     return (folder / PAGE).as_uri()
 

@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any, ClassVar
 
 import pytest
-from chromium import CLASSES, PATH, SCRIPT, box, plot, readout, texts
+from chromium import CLASSES, FILE, PATH, SCRIPT, box, plot, readout, texts
 from selenium import webdriver
 from selenium.webdriver import ActionChains
 from selenium.webdriver.common.by import By
@@ -26,8 +26,11 @@ def test_names_are_text_and_nothing_else(shown: webdriver.Chrome) -> None:
     for name in CLASSES:
         if not box(shown, "class-choice", name).is_selected():
             box(shown, "class-choice", name).click()
-    ActionChains(shown).move_to_element(plot(shown, "layer7")).perform()
+    ActionChains(shown).move_to_element(plot(shown, "layer7")).click().perform()
     assert SCRIPT in readout(shown, "layer7")
+    pictures = shown.find_elements(By.CSS_SELECTOR, "#most img")
+    assert pictures
+    assert all(FILE in (picture.get_attribute("alt") or "") for picture in pictures)
     assert (
         shown.execute_script("return document.querySelectorAll('main script, img[src=x]').length")
         == 0

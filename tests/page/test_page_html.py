@@ -108,9 +108,20 @@ def test_numbers_of_many_images_take_32_bits() -> None:
 
 
 def test_names_cannot_leave_the_data() -> None:
-    html = page(make_excitations(HOSTILE), title=HOSTILE[0], data=HOSTILE[2], classes=range(6))
+    html = page(
+        make_excitations(HOSTILE),
+        title=HOSTILE[0],
+        data=HOSTILE[2],
+        classes=range(6),
+        picture=lambda index: replace(make_picture(index), name=HOSTILE[index % 6]),
+    )
     assert data_of(html)["names"] == list(HOSTILE)
     assert data_of(html)["title"] == HOSTILE[0]
+    pictures = data_of(html)["pictures"]["images"]
+    assert {int(n): name for n, (_, name, _) in pictures.items()} == {
+        int(n): HOSTILE[int(n) % 6] for n in pictures
+    }
+    assert {name for _, name, _ in pictures.values()} == set(HOSTILE)
     elements = _Elements(html)
     assert len(elements.of("script")) == 2
     assert elements.of("title")[0][1] == HOSTILE[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
@@ -17,6 +18,7 @@ from rich.table import Table
 from torch import Tensor
 
 from .. import runs
+from ..adoption import adopt, adoptable
 from ..block import SqueezeExcite
 from ..errors import UserError, nearest
 from ..excitations import Excitations, record
@@ -97,6 +99,8 @@ def main(argv: Sequence[str]) -> int:
     run, out = Path(given.run), Path(given.out)
     card = runs.read_card(run)
     model = runs.load(run, device=device)
+    if card.plan is None and adoptable(model):
+        adopt(model)
     paths = [path for path, module in model.named_modules() if isinstance(module, SqueezeExcite)]
     if not paths:
         raise UserError(
@@ -110,6 +114,7 @@ def main(argv: Sequence[str]) -> int:
     if data.val.labels is not None:  # else it comes out when all images were read
         counts = data.val.labels.bincount(minlength=len(card.classes))
         _refuse_empty(counts, card.classes, given.data or card.data)
+    data_name = Path(os.path.abspath(given.data or card.data)).name  # of "." too
     sampler = EpochSampler(len(data.val), seed=0, shuffle=False)
     loader = ImageLoader(data.val, sampler, batch_size=given.batch_size, workers=given.workers)
     facts: dict[str, Any] = {"network": card.name}
@@ -121,7 +126,7 @@ def main(argv: Sequence[str]) -> int:
                 classes=card.classes,
                 gates_dir=folder / GATES if given.gates else None,
                 permutations=given.permutations,
-                examples=given.examples,
+                examples=min(given.examples, len(data.val)),
                 device=device,
                 progress=progress,
             )
@@ -132,8 +137,8 @@ def main(argv: Sequence[str]) -> int:
             write_inspection(
                 excitations,
                 folder,
-                title=f"{card.name} · {Path(given.data or card.data).name}",
-                data=f"{Path(given.data or card.data).name}, held out",
+                title=f"{card.name} · {data_name}",
+                data=f"{data_name}, held out",
                 blocks=_numbers(chosen_blocks, excitations),
                 classes=chosen_classes,
                 channels=given.channels,

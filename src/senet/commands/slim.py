@@ -273,13 +273,14 @@ def _tell(report: SlimReport, console: Console, title: str) -> None:
 
     say(title)
     worth = _table(
-        f"{report.by}s by worth, least first",
-        (report.by, "drop alone", "loss alone", "parameters", "gate deviation"),
+        f"{report.by}s by worth, least first (each left out alone)",
+        (report.by, "top-1 drop", "top-5 drop", "loss", "parameters", "gate deviation"),
     )
     for each in report.candidates:
         worth.add_row(
             each.name,
             _points(each.drop),
+            "–" if each.top5_drop is None else _points(each.top5_drop),
             f"{each.loss:+.4f}",
             f"{each.parameters:,}",
             f"{each.deviation:.4f}",
