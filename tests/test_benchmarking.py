@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
@@ -40,26 +41,45 @@ def test_all_run_in_every_round_and_take_turns_to_begin() -> None:
 
 
 def test_bytes_are_counted_not_timed() -> None:
-    """What the allocator still holds after a forward is what is counted, plus the output."""
+    """What the allocator still holds after a forward is what is counted, plus the output.
+
+    The most that it holds at a time in a whole step is that and one or two gradients of maps.
+    """
     rows = contenders("resnet20")
     found = {one.row: one for one in measure(rows, Setting("bytes", 8, 32))}
     assert found[CONTROL].ratio == 1.0
     assert found["senet"].ratio <= 1.01
     assert found["senet, two modules"].ratio > 1.2
+    peaks = {}
     for row in (PLAIN, "senet", "senet, two modules"):
-        assert found[row].value == pytest.approx(_held(rows[row]()), rel=0.01)
+        held, peaks[row] = _held_and_peak(rows[row]())
+        assert found[row].value == pytest.approx(held, rel=0.01)
+        assert found[row].value < peaks[row] < found[row].value + 2 * (8 * 16 * 32 * 32 * 4)
+    assert peaks["senet"] <= 1.01 * peaks[PLAIN]
+    assert peaks["senet, two modules"] > 1.15 * peaks[PLAIN]
 
 
-def _held(model: nn.Module) -> int:
-    """Bytes allocated by a forward and not freed at its end, by the profiler of memory."""
+def _held_and_peak(model: nn.Module) -> tuple[int, int]:
+    """Bytes that a forward holds at its end, and the most that it and its backward ever do.
+
+    By the profiler of memory: what was allocated less what was freed, event by event.
+    """
     from torch.profiler import ProfilerActivity, profile
 
     x = torch.randn(8, 3, 32, 32)
-    model.train()(x)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        output = model(x)
-    del output
-    return sum(event.self_cpu_memory_usage for event in profiler.key_averages())
+    model.train()(x).sum().backward()
+    model.zero_grad()
+    held = []
+    for backward in (False, True):
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            output = model(x)
+            if backward:
+                output.sum().backward()
+        del output
+        events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+        events.sort(key=lambda event: event.start_ns())
+        held.append(list(accumulate(event.nbytes() for event in events)))
+    return held[0][-1], max(held[1])
 
 
 @pytest.mark.parametrize("column", ["train", "infer"])
