@@ -1,21 +1,27 @@
-"""Ratios are formed pair by pair, counts are exact, and every column really runs."""
+"""Ratios are formed pair by pair, counts are exact, and every column really runs.
+
+Those of other runtimes are in `tests/test_exchange.py`, those that compile are slow.
+"""
 
 from __future__ import annotations
 
 import csv
 import json
+import runpy
 from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from senet import UserError
+from senet import UserError, attach
 from senet.adoption import AdoptedSqueezeExcite
 from senet.benchmarking import CONTROL, PLAIN, Setting, measure
 from senet.cli import main
 from senet.contenders import contenders
+from senet.deployment import deploy
 from senet.norm import recalibrated_modules
 from senet.timing import quartiles, time_in_turn
 
@@ -39,37 +45,132 @@ def test_all_run_in_every_round_and_take_turns_to_begin() -> None:
     assert len(rounds) == 5  # two warmed up
 
 
+def test_time_runs_out_between_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second a run: nothing begins after the last, and only whole rounds count."""
+    now = 0.0
+
+    def run() -> None:
+        nonlocal now
+        now += 1
+
+    monkeypatch.setattr("senet.timing.time.monotonic", lambda: now)
+    found = time_in_turn({"a": run, "b": run}, rounds=30, until=8.5)
+    assert [len(own) for own in found.values()] == [2, 2]
+    assert now == 9
+    with pytest.raises(TimeoutError, match="no round was whole"):
+        time_in_turn({"a": run, "b": run}, rounds=30, until=13.5)
+    assert now == 14
+
+
 def test_bytes_are_counted_not_timed() -> None:
-    """What the allocator still holds after a forward is what is counted, plus the output."""
+    """What the allocator still holds after a forward is what is counted, plus the output.
+
+    The most that it holds at a time in a whole step is that and one or two gradients of maps.
+    """
     rows = contenders("resnet20")
     found = {one.row: one for one in measure(rows, Setting("bytes", 8, 32))}
     assert found[CONTROL].ratio == 1.0
     assert found["senet"].ratio <= 1.01
     assert found["senet, two modules"].ratio > 1.2
+    peaks = {}
     for row in (PLAIN, "senet", "senet, two modules"):
-        assert found[row].value == pytest.approx(_held(rows[row]()), rel=0.01)
+        held, peaks[row] = _held_and_peak(rows[row]())
+        assert found[row].value == pytest.approx(held, rel=0.01)
+        assert found[row].value < peaks[row] < found[row].value + 2 * (8 * 16 * 32 * 32 * 4)
+    assert peaks["senet"] <= 1.01 * peaks[PLAIN]
+    assert peaks["senet, two modules"] > 1.15 * peaks[PLAIN]
 
 
-def _held(model: nn.Module) -> int:
-    """Bytes allocated by a forward and not freed at its end, by the profiler of memory."""
+def _held_and_peak(model: nn.Module) -> tuple[int, int]:
+    """Bytes that a forward holds at its end, and the most that it and its backward ever do.
+
+    By the profiler of memory: what was allocated less what was freed, event by event.
+    """
     from torch.profiler import ProfilerActivity, profile
 
     x = torch.randn(8, 3, 32, 32)
-    model.train()(x)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        output = model(x)
-    del output
-    return sum(event.self_cpu_memory_usage for event in profiler.key_averages())
+    model.train()(x).sum().backward()
+    model.zero_grad()
+    held = []
+    for backward in (False, True):
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            output = model(x)
+            if backward:
+                output.sum().backward()
+        del output
+        events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+        events.sort(key=lambda event: event.start_ns())
+        held.append(list(accumulate(event.nbytes() for event in events)))
+    return held[0][-1], max(held[1])
+
+
+def tiny() -> nn.Module:
+    plain = [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1)]
+    return nn.Sequential(*plain, nn.Flatten(), nn.Linear(4, 3))
+
+
+TINY: dict[str, Callable[[], nn.Module]] = {
+    PLAIN: tiny,
+    "senet": lambda: attach(tiny(), input_size=(3, 16, 16)),
+}
 
 
 @pytest.mark.parametrize("column", ["train", "infer"])
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_columns_run(column: str, layout: str, dtype: str) -> None:
-    rows = {name: make for name, make in contenders("resnet20").items() if name != CONTROL}
-    found = measure(rows, Setting(column, 2, 16, layout, dtype=dtype), rounds=2)
-    assert [one.row for one in found] == list(rows)
+    found = measure(TINY, Setting(column, 2, 16, layout, dtype=dtype), rounds=2)
+    assert [one.row for one in found] == list(TINY)
     assert all(one.value > 0 and one.low <= one.ratio <= one.high for one in found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("column", ["train-compiled", "infer-compiled"])
+def test_compiled_columns_run(column: str) -> None:
+    found = measure(TINY, Setting(column, 2, 16), rounds=1)
+    torch.compiler.reset()
+    assert [one.row for one in found] == list(TINY)
+    assert all(one.value > 0 for one in found)
+
+
+def test_every_row_of_inference_is_deployed_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    deployed: list[nn.Module] = []
+
+    def noted(model: nn.Module, *, example_inputs: Tensor) -> nn.Module:
+        deployed.append(deploy(model, example_inputs=example_inputs))
+        return deployed[-1]
+
+    monkeypatch.setattr("senet.benchmarking.deploy", noted)
+    rows = contenders("resnet20")
+    measure(rows, Setting("infer", 1, 16), rounds=1)
+    assert len(deployed) == len(rows)
+    for fast in deployed:
+        assert not any(isinstance(module, nn.BatchNorm2d) for module in fast.modules())
+        assert not any(module.training for module in fast.modules())
+
+
+def test_the_script_for_gpus_keeps_within_its_time(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = Path(__file__).parents[1] / "benchmarks" / "gpu.py"
+    script = runpy.run_path(str(path))
+    out = tmp_path / "gpu.csv"
+    words = ["--network=resnet20", "--device=cpu", "--size=16", "--batch=2", f"--out={out}"]
+
+    def columns() -> dict[str, set[str]]:
+        with out.open(newline="") as file:
+            lines = list(csv.DictReader(file))
+        found: dict[str, set[str]] = {}
+        for line in lines:
+            found.setdefault(line["column"], set()).add(line["rounds"])
+        return found
+
+    script["main"]([*words, "--rounds=2", "--columns", "bytes", "train", "infer"])
+    assert columns() == {"bytes": {"1"}, "train": {"2"}, "infer": {"2"}}
+    assert "left out" not in capfd.readouterr().out
+    script["main"]([*words, "--minutes=0"])
+    assert columns() == {"bytes": {"1"}}
+    assert capfd.readouterr().out.count("left out, for want of time (--minutes 0)") == 4
 
 
 def test_progress_names_a_contender_once() -> None:

@@ -56,7 +56,10 @@ NETWORKS: Mapping[str, tuple[Callable[[], Any], tuple[int, ...], dict[str, int]]
         {"folded": 53, "gated from its input": 16},
     ),
     "resnet20": (lambda: create_model("se_resnet20"), (3, 32, 32), {"folded": 19}),
-    "bn_inception": (lambda: create_model("se_bn_inception", num_classes=5), (3, 64, 64), {}),
+    "bn_inception": (
+        lambda: create_model("se_bn_inception", num_classes=5), (3, 64, 64),
+        {"folded": 69, "left": 10},
+    ),
     "vgg11_bn": (_vgg, (3, 32, 32), {"folded": 8, "left": 8}),
     "densenet121": (lambda: _attached("densenet121"), (3, 64, 64), {}),
     "r3d_18": (lambda: _attached("r3d_18", (3, 4, 32, 32)), (3, 4, 32, 32), {"folded": 20}),

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import senet
 from senet import SqueezeExcite, UserError
+from senet.benchmarking import PLAIN, Setting, measure
 from senet.deployment import deploy
 from senet.exchange import FORMATS, read_exported, ship
 from senet.exchange import onnx as exchange_onnx
@@ -53,6 +54,13 @@ def network() -> nn.Module:
 
 def images(count: int = 4, size: int = 16) -> Tensor:
     return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize("column", ["onnxruntime", "openvino"])
+def test_their_columns_of_the_benchmark_run(column: str) -> None:
+    pooled = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    (found,) = measure({PLAIN: lambda: pooled}, Setting(column, 2, 16), rounds=1)
+    assert found.value > 0
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -81,6 +82,9 @@ def test_a_run_is_exported_and_predicts(
     status, words, err = told(capfd, "export", run, "--format", format, "--out", out)
     assert (status, err) == (0, "")
     assert "19 folded, 9 gated in place" in words
+    told_difference = re.search(r"largest difference (\S+) of the largest logit", words)
+    assert told_difference
+    assert 0 <= float(told_difference[1]) <= 1e-4
     assert "on 8 held-out images of digits" in words
     assert "resnet20 " in words
     assert "median of the turns' ratios" in words

@@ -234,6 +234,24 @@ def test_a_full_disk_is_told(folder: Path, tmp_path: Path) -> None:
     assert not [thread for thread in threading.enumerate() if "ThreadPoolExecutor" in thread.name]
 
 
+def test_a_bar_on_standard_error(
+    folder: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """For whoever looks on; without a terminal the command shows none (`test_the_command`)."""
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as in a terminal
+    pack(folder, tmp_path / "out", progress=True)
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "packing train" in err
+    assert "packing val" in err
+    assert "100%" in err
+    pack(folder, tmp_path / "silent")
+    assert capfd.readouterr() == ("", "")
+
+
 def test_the_command(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["pack", str(folder), "--out", str(tmp_path / "a"), "--shard_size=0.02"]) == 0
     out, err = capfd.readouterr()

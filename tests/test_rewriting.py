@@ -65,6 +65,20 @@ class _Used(nn.Module):
         return (u, y) if self.how == "returned" else y
 
 
+class _Concatenated(nn.Module):
+    """Two branches side by side, and what comes after their concatenation."""
+
+    def __init__(self, after: nn.Module, ends: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(3, C // 2, 1), nn.BatchNorm2d(C // 2), end) for end in ends
+        )
+        self.after = after
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.after(torch.cat([branch(x) for branch in self.branches], dim=1))
+
+
 class _Squeezed(SqueezeExcite):
     def forward(self, u: Tensor) -> Tensor:
         return u + super().forward(u)
@@ -148,6 +162,21 @@ LEFT: Mapping[str, tuple[Callable[[], nn.Module], tuple[int, ...], str, str]] = 
         _chain(nn.Conv2d(3, C, 3), nn.BatchNorm2d(C), nn.ReLU(), _block()), SMALL, "3",
         "it follows 2: a ReLU is not known to be a convolution",
     ),
+    **{
+        f"{what} after a concatenation of {ends}": (
+            lambda after=after, modules=modules: _Concatenated(after(), modules), SMALL, "after",
+            f"it follows a concatenation of {why}",
+        )
+        for what, after in {"norm": lambda: nn.BatchNorm2d(C), "gate": _block}.items()
+        for ends, modules, why in (
+            ("activations", (nn.ReLU(), nn.SiLU()),
+             "branches that end in relu or silu, not in a convolution"),
+            ("both", (nn.ReLU(), nn.Identity()),
+             "branches of which some end in relu, not in a convolution"),
+            ("norms", (nn.Identity(), nn.Identity()),
+             "2 convolutions, and only one can take in what follows it"),
+        )
+    },
     "max": (
         _chain(nn.Conv2d(3, C, 3), _block(squeeze="max")), SMALL, "1",
         "its squeeze is 'max', not a mean over positions",

@@ -19,6 +19,8 @@ from senet.synchronised import SynchronisedBatchNorm, synchronise
 
 SPLITS = {2: (3, 5), 3: (2, 5, 1)}
 NORMS = ("1d", "flat", "2d", "3d", "activated", "untracked", "plain affine", "cumulative")
+FUSED = "recalibrated"
+"""A norm that ends in SE, the two one operation, over the processes too."""
 
 
 def norm_of(kind: str) -> nn.Module:
@@ -31,6 +33,7 @@ def norm_of(kind: str) -> nn.Module:
         "untracked": nn.BatchNorm2d(4, track_running_stats=False),
         "plain affine": nn.BatchNorm2d(4, affine=False),
         "cumulative": nn.BatchNorm2d(4, momentum=None),
+        FUSED: senet.recalibrate(nn.BatchNorm2d(4), 4),
     }[kind]
     torch.manual_seed(0)
     for parameter in made.parameters():
@@ -63,9 +66,13 @@ def findings(norm: nn.Module, x: Tensor, g: Tensor) -> dict[str, Tensor]:
 def shares(rank: int, world: int) -> dict[str, dict[str, Tensor]]:
     dist.init_process_group("gloo", rank=rank, world_size=world)
     found = {}
-    for kind in NORMS:
+    for kind in (*NORMS, FUSED):
         x, g = (t.split(SPLITS[world])[rank] for t in batch(kind))
-        found[kind] = findings(synchronise(norm_of(kind)), x, g)
+        norm = synchronise(norm_of(kind))
+        if kind == FUSED:
+            assert norm.choice(x).implementation == "aten"
+            assert isinstance(norm.norm, SynchronisedBatchNorm)
+        found[kind] = findings(norm, x, g)
     x, g = (t.split(SPLITS[world])[rank] for t in far_from_zero())
     found["far"] = findings(synchronise(nn.BatchNorm2d(4)), x, g)
     network = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)).double()
@@ -82,15 +89,17 @@ def shares(rank: int, world: int) -> dict[str, dict[str, Tensor]]:
 @pytest.mark.parametrize("world", SPLITS)
 def test_processes_are_one_on_the_whole_batch(world: int, tmp_path: Path) -> None:
     ranks = call_group(shares, world, tmp_path)
-    for kind in NORMS:
-        expected = findings(norm_of(kind), *batch(kind))
+    for kind in (*NORMS, FUSED):
+        whole_norm = norm_of(kind)
+        parameters = {name for name, _ in whole_norm.named_parameters()}
+        expected = findings(whole_norm, *batch(kind))
         if kind == "untracked":  # whose statistics in evaluation are each process's own
             del expected["evaluated"]
         for name, whole in expected.items():
             parts = [found[kind][name] for found in ranks]
             if name in ("y", "x", "evaluated"):
                 torch.testing.assert_close(torch.cat(parts), whole, msg=f"{kind}: {name}")
-            elif name in ("weight", "bias"):  # DistributedDataParallel averages them
+            elif name in parameters:  # DistributedDataParallel averages them
                 torch.testing.assert_close(sum(parts), whole, msg=f"{kind}: {name}")
             else:
                 for part in parts:

@@ -85,20 +85,23 @@ def _ours(x: Tensor, norm: Norm, block: Excitation) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("row", "function"),
+    ("row", "function", "layout"),
     [
-        ("BN", _norm_alone),
-        ("SE(BN), two modules", _composed),
-        ("SE(BN), `aten` in float32", _ours),
+        ("BN", _norm_alone, torch.contiguous_format),
+        ("BN", _norm_alone, torch.channels_last),
+        ("SE(BN), two modules", _composed, torch.contiguous_format),
+        ("SE(BN), two modules", _composed, torch.channels_last),
+        ("SE(BN), `aten` in float32", _ours, torch.contiguous_format),
+        ("the same, channels-last", _ours, torch.channels_last),
     ],
 )
 def test_passes_over_the_feature_map(
-    row: str, function: Any, monkeypatch: pytest.MonkeyPatch
+    row: str, function: Any, layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The table, counted at the dispatcher."""
     monkeypatch.setattr(rows, "CHUNK", 64)
     torch.manual_seed(0)
-    x = torch.randn(8, 16, 4, 4, requires_grad=True)
+    x = torch.randn(8, 16, 4, 4).contiguous(memory_format=layout).requires_grad_()
     norm = Norm(torch.ones(16).requires_grad_(), torch.zeros(16).requires_grad_(), None, None)
     block = Excitation(*(torch.randn(s).requires_grad_() for s in ((2, 16), (2,), (16, 2), (16,))))
     with traffic(x) as forward:

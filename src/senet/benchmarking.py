@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import statistics
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -114,6 +116,7 @@ def measure(
     *,
     rounds: int = 15,
     progress: Callable[[str], None] = lambda _: None,
+    until: float = math.inf,
 ) -> list[Measured]:
     """One column of the table.
 
@@ -122,9 +125,11 @@ def measure(
         setting: the column.
         rounds: how often each runs, after two rounds that do not count.
         progress: is told what goes on, a few words at a time.
+        until: when to stop, by `time.monotonic`: fewer rounds are timed then.
 
     Raises:
         UserError: an unknown column or layout, or no round.
+        TimeoutError: not a round was whole by then.
     """
     if setting.column not in (*COLUMNS, "bytes"):
         known = nearest(setting.column, (*COLUMNS, "bytes"))
@@ -138,10 +143,14 @@ def measure(
     else:
         runs = {}
         for row, make in contenders.items():
+            if time.monotonic() > until:
+                raise TimeoutError("no round was whole in time")
             progress(row)
             torch.manual_seed(0)
             runs[row] = COLUMNS[setting.column](make(), setting)
-        times = time_in_turn(runs, rounds=rounds, device=setting.device, progress=progress)
+        times = time_in_turn(
+            runs, rounds=rounds, device=setting.device, progress=progress, until=until
+        )
     return [
         Measured(row, setting, statistics.median(own), *quartiles(own, times[PLAIN]), len(own))
         for row, own in times.items()

@@ -241,10 +241,22 @@ class _Rewriting:
     def _against_source(self, node: int) -> str:
         """Why what makes ``node`` cannot take in what comes after it."""
         makers = self.graph.producers.get(node)
-        if not makers or not makers[0].path:
+        path = makers[0].path if makers else ""
+        if self.graph.nodes[node].kind == "cat":
+            after = f"it follows {path}: a concatenation" if path else "it follows a concatenation"
+            return after + self._against_branches(self.graph.nodes[node].parents)
+        if not path:
             return "it follows no module, but operators"
-        path = makers[0].path
         return f"it follows {path}: {obstacle(self.modules[path])}"
+
+    def _against_branches(self, ends: tuple[int, ...]) -> str:
+        """Why their concatenation cannot take in what comes after it."""
+        others = [self.graph.nodes[end].op for end in ends if end not in self.made_by]
+        if not others:  # a slice for each would be exact, and is not done
+            return f" of {len(ends)} convolutions, and only one can take in what follows it"
+        which = "of which some" if len(others) < len(ends) else "that"
+        what = " or ".join(dict.fromkeys(others))
+        return f" of branches {which} end in {what}, not in a convolution"
 
     def _against_hoisting(self, path: str, se: SqueezeExcite) -> str:
         conv = self.modules[path]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +26,7 @@ def time_in_turn(
     warmup: int = 2,
     device: torch.device | str = "cpu",
     progress: Callable[[str], None] = lambda _: None,
+    until: float = math.inf,
 ) -> dict[str, list[float]]:
     """Milliseconds of each run in each round; who begins changes from round to round.
 
@@ -34,6 +36,11 @@ def time_in_turn(
         warmup: rounds before them, that do not.
         device: whose work a run is.
         progress: is told which round it is.
+        until: when to stop, by `time.monotonic`: nothing is begun after it, and the rounds that
+            were whole by then count.
+
+    Raises:
+        TimeoutError: no round was.
     """
     names = list(runs)
     times: dict[str, list[float]] = {name: [] for name in names}
@@ -41,6 +48,11 @@ def time_in_turn(
         progress(f"round {max(number + 1, 0)} of {rounds}")
         first = number % len(names)
         for name in names[first:] + names[:first]:
+            if time.monotonic() > until:
+                whole = max(number, 0)
+                if not whole:
+                    raise TimeoutError("no round was whole in time")
+                return {name: own[:whole] for name, own in times.items()}
             begin = clock(device)
             runs[name]()
             elapsed = clock(device) - begin
