@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -38,8 +40,17 @@ def linear() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
 
 
-def fitted(run: Path, data: ImageData, options: TrainOptions) -> tuple[nn.Module, list[int]]:
-    model, loading = linear(), DataOptions(batch_size=options.batch_size)
+def small() -> nn.Module:
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(1))
+    model = nn.Sequential(plain, nn.Flatten(), nn.Linear(8, 2))
+    return senet.attach(model, input_size=(3, 8, 8), min_hidden=4)
+
+
+def fitted(
+    run: Path, data: ImageData, options: TrainOptions, model: nn.Module | None = None
+) -> tuple[nn.Module, list[int]]:
+    model, loading = model or linear(), DataOptions(batch_size=options.batch_size)
     trainer = make_trainer(options, run, export=lambda row: None, report=lambda row: None)
     loaders = train_loader(data, loading), val_loader(data, loading)
     rows = fit(trainer, model, *loaders, options, run, classes=2)
@@ -183,6 +194,30 @@ def test_stochastic_depth_reaches_the_network(folder: Path, tmp_path: Path) -> N
 def test_no_stochastic_depth_where_there_is_none(name: str) -> None:
     with pytest.raises(UserError, match="has no stochastic depth that drop_path could be for; of"):
         senet.create_model(name, drop_path=0.2)
+
+
+def test_compiled_it_trains_as_eager(
+    data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The graphs are torch.compile's, of norm and block too; what makes code of them is slow."""
+    graphs: list[str] = []
+
+    def backend(module: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        graphs.append(module.code)
+        return module.forward
+
+    plain = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda self: plain(self, backend=backend))
+    options = TrainOptions(batch_size=4, epochs=1, lr=0.1, limit_batches=3, compile=True)
+    compiled, steps = fitted(tmp_path / "compiled", data, options, small())
+    torch.compiler.reset()
+    assert steps == [3]
+    assert graphs
+    assert not any("batch_norm" in code for code in graphs)  # the traced algebra instead
+    eager, _ = fitted(tmp_path / "eager", data, replace(options, compile=False), small())
+    assert list(compiled.state_dict()) == list(eager.state_dict())
+    for name, tensor in eager.state_dict().items():
+        torch.testing.assert_close(compiled.state_dict()[name], tensor, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+import torch
+from generated import make_image_folder
+from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 import senet
 from senet.optimization import make_optimizer, make_schedule
 from senet.options import TrainOptions, changed_option, options_yaml, read_options
+from senet.training import train
 
 LEARNING: dict[str, st.SearchStrategy[Any]] = {
     "epochs": st.integers(1, 6),
@@ -63,14 +67,48 @@ REST: dict[str, st.SearchStrategy[Any]] = {
     "rand_augment": st.none() | st.integers(0, 30),
     "erase": st.floats(0, 1),
     "repeats": st.integers(1, 16),
-    "mixup": st.floats(0, 10),
-    "cutmix": st.floats(0, 10),
+    "mixup": st.just(0.0) | st.floats(1e-3, 10),
+    "cutmix": st.just(0.0) | st.floats(1e-3, 10),
     "mix_prob": st.floats(0, 1),
     "accumulate": st.integers(1, 1000),
     "ema_decay": st.none() | st.floats(0.01, 0.99999),
     "drop_path": st.floats(0, 0.9),
     "compile": st.booleans(),
+    "accelerator": st.sampled_from(["auto", "cpu", "gpu", "mps"]),
+    "activation": st.sampled_from(["relu", "silu", "gelu", "hard_swish"]),
+    "augment": st.booleans(),
+    "divisor": st.none() | st.integers(1, 65_536),
+    "download": st.booleans(),
+    "gate": st.sampled_from(["sigmoid", "hard_sigmoid", "tanh", "relu"]),
+    "min_hidden": st.none() | st.integers(1, 65_536),
+    "model": st.sampled_from(["se_resnet20", "se_timm/resnet18"]),
+    "placement": st.sampled_from(["standard", "pre", "post", "identity", "inner"]),
+    "pretrained": st.booleans(),
+    "squeeze": st.sampled_from(["avg", "max", "none"]),
+    "tensorboard": st.booleans(),
+    "warm_start": st.booleans(),
 }
+SHORT: dict[str, st.SearchStrategy[Any]] = {
+    **LEARNING,
+    **{name: REST[name] for name in ("augment", "bias", "placement", "squeeze", "activation")},
+    **{name: REST[name] for name in ("cache", "rand_augment", "erase", "cutmix", "mix_prob")},
+    **{name: REST[name] for name in ("mixup", "ema_decay", "seed")},
+    "epochs": st.just(1),
+    "lr": st.none() | st.floats(1e-6, 0.1),
+    "se_lr": st.none() | st.floats(1e-6, 0.1),
+    "weight_decay": st.floats(0, 0.01),
+    "repeats": st.integers(1, 2),
+    "accumulate": st.integers(1, 2),
+    "reduction": st.floats(1, 16),
+    "min_hidden": st.none() | st.integers(1, 8),
+    "divisor": st.none() | st.integers(1, 8),
+    "precision": st.sampled_from(["32-true", "bf16-mixed", "64-true"]),
+    "sites": st.none() | st.just("0,1"),
+    # Only of these gates can a warm start be made.
+    "gate": st.sampled_from(["sigmoid", "hard_sigmoid"]),
+    "warm_start": st.booleans(),
+}
+"""Options of a short training of a small network on a few images."""
 
 
 @pytest.fixture(scope="module")
@@ -115,3 +153,27 @@ def test_any_combination_survives_its_yaml(values: dict[str, Any]) -> None:
         again = read_options(path, whole=True)
     assert again == options
     assert changed_option(options, again) is None
+
+
+def test_every_option_is_drawn() -> None:
+    assert {*LEARNING, *REST} == {field.name for field in fields(TrainOptions)}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_image_folder(tmp_path_factory.mktemp("images") / "set", size=(16, 16))
+
+
+@given(values=st.fixed_dictionaries(SHORT))
+@settings(max_examples=5, deadline=None, phases=[Phase.generate])
+def test_any_combination_trains(folder: Path, values: dict[str, Any]) -> None:
+    options = TrainOptions(
+        **values, data=str(folder), image_size=16, batch_size=4, limit_batches=1, threads=1
+    )
+    with tempfile.TemporaryDirectory() as place:
+        (row,) = train(options, Path(place, "run"), say=lambda line: None).rows
+        assert row.step == 1
+        assert read_options(Path(place, "run", "config.yaml"), whole=True) == options
+        logits = senet.load(Path(place, "run"))(torch.zeros(1, 3, 16, 16))
+        assert logits.shape == (1, 2)
+        assert logits.isfinite().all()

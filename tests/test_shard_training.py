@@ -244,6 +244,25 @@ def test_images_that_are_none_are_named(
         every_image(options)
 
 
+@pytest.mark.parametrize(
+    ("part", "data", "words"),
+    [("train", png()[:100], "truncated"), ("val", None, "900000000 pixels")],
+    ids=["damaged", "30000x30000"],
+)
+def test_images_that_are_none_end_training_from_a_folder(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], part: str, data: bytes | None, words: str
+) -> None:
+    folder = make_image_folder(tmp_path / "set", per_class=2, size=(16, 16))
+    odd = folder / part / "cat" / "odd.png"
+    odd.write_bytes(bomb() if data is None else data)
+    run = tmp_path / "run"
+    command = ["train", "--data", str(folder), "--out", str(run), "--epochs=1", "--image_size=16"]
+    assert main([*command, "--batch_size=1", "--threads=1"]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert repr(str(odd)) in line
+    assert words in line
+
+
 def test_a_shard_that_is_cut_short_or_gone_meanwhile(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "s.tar", samples([0, 1] * 4))
     data = load_data(options_for(path))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -193,6 +195,21 @@ def test_the_seed_decides(options: TrainOptions, pair: Path, tmp_path: Path) -> 
     assert not same(last_weights(tmp_path / "other"), last_weights(pair))
 
 
+@contextmanager
+def inner_types() -> Iterator[dict[str, set[torch.dtype]]]:
+    """The types of what convolutions and norms with their blocks put out in training steps."""
+    seen: dict[str, set[torch.dtype]] = {"Conv2d": set(), "Recalibrated": set()}
+
+    def note(module: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        kind = type(module).__name__
+        if module.training and kind in seen and len(output) == 8:  # the wiring is seen on four
+            seen[kind].add(output.dtype)
+
+    handle = nn.modules.module.register_module_forward_hook(note)
+    yield seen
+    handle.remove()
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -206,7 +223,10 @@ def test_options_reach_the_run(
     options: TrainOptions, tmp_path: Path, changes: dict[str, object]
 ) -> None:
     chosen = replace(options, twin=False, limit_batches=1, **changes)
-    result = train(chosen, tmp_path / "run", say=quiet)
+    with inner_types() as seen:
+        result = train(chosen, tmp_path / "run", say=quiet)
+    expected = torch.bfloat16 if chosen.precision == "bf16-mixed" else torch.float32
+    assert seen == {"Conv2d": {expected}, "Recalibrated": {expected}}
     assert [row.step for row in result.rows] == [1, 2]
     assert read_options(tmp_path / "run" / CONFIG) == chosen
     assert senet.load(tmp_path / "run")(torch.randn(2, 3, 16, 16)).shape == (2, 3)

@@ -25,7 +25,8 @@ RANGES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
     (("epochs", "batch_size", "limit_batches", "accumulate"), *_within(1, 10**9)),
     (("repeats",), *_within(1, 1024)),
     (("rand_augment",), *_within(0, 30)),
-    (("mixup", "cutmix"), *_within(0, 1000)),
+    # Below, what is drawn from their distribution is 0 or 1 to the last digit of a float32.
+    (("mixup", "cutmix"), lambda v: v == 0 or 1e-3 <= v <= 1000, "0, or 0.001 to 1,000"),
     (("erase", "mix_prob"), *_within(0, 1)),
     (("ema_decay",), lambda v: 0 < v < 1, "above 0 and below 1"),
     (("layer_decay",), lambda v: 0 < v <= 1, "above 0 and at most 1"),
