@@ -13,12 +13,14 @@ from typing import Any
 
 import pytest
 import torch
+from jsonargparse import Namespace
 from networks import randomise
 from safetensors.torch import load_file
 from torchvision.utils import save_image
 
 from senet import SqueezeExcite, deploy, runs
 from senet.cli import main
+from senet.commands.run_data import name_of_data
 from senet.data import DataOptions, load_data
 from senet.locking import DirectoryLock
 from senet.models import create_model
@@ -308,3 +310,13 @@ def test_gates_that_are_no_numbers(
     assert "not finite; its weights have diverged" in err
     assert len(err.splitlines()) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["spoilt"]
+
+
+@pytest.mark.parametrize(
+    ("data", "name"), [("digits", "digits"), ("/a/b/pets", "pets"), ("", "cats"), (None, "cats")]
+)
+def test_pictures_name_the_data_and_not_where_it_lies(
+    run: Path, data: str | None, name: str
+) -> None:
+    card = replace(runs.read_card(run), data="/home/someone/cats")
+    assert name_of_data(card, Namespace(data=data)) == name

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
 import sys
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
@@ -33,7 +32,7 @@ from ..sampling import EpochSampler
 from ..staging import staged
 from ..watching import workers_told
 from .parsing import add_device_and_json, command_parser, parse, pick_device
-from .run_data import add_data_options, data_of_run
+from .run_data import add_data_options, data_of_run, name_of_data
 
 __all__ = ["main", "parser"]
 
@@ -114,7 +113,7 @@ def main(argv: Sequence[str]) -> int:
     if data.val.labels is not None:  # else it comes out when all images were read
         counts = data.val.labels.bincount(minlength=len(card.classes))
         _refuse_empty(counts, card.classes, given.data or card.data)
-    data_name = Path(os.path.abspath(given.data or card.data)).name  # of "." too
+    data_name = name_of_data(card, given)
     sampler = EpochSampler(len(data.val), seed=0, shuffle=False)
     loader = ImageLoader(data.val, sampler, batch_size=given.batch_size, workers=given.workers)
     facts: dict[str, Any] = {"network": card.name}

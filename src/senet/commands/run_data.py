@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from ..image_sets import Framing
 from ..options import TrainOptions, read_options
 from ..resumption import CONFIG, advice_where_moved
 
-__all__ = ["add_data_options", "data_of_run"]
+__all__ = ["add_data_options", "data_of_run", "name_of_data"]
 
 
 def add_data_options(parser: ArgumentParser) -> None:
@@ -33,6 +34,11 @@ def add_data_options(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--batch_size", type=int, default=64, help="images in a batch")
     parser.add_argument("--workers", type=int, default=0, help="processes that load images")
+
+
+def name_of_data(card: runs.ModelCard, given: Namespace) -> str:
+    """The data set, or the folder without those it lies in: those are nobody else's business."""
+    return Path(os.path.abspath(given.data or card.data)).name  # of "." too
 
 
 def data_of_run(

@@ -32,7 +32,7 @@ from ..staging import fresh
 from ..training import CONFIG, train
 from ..watching import workers_told
 from .parsing import add_device_and_json, command_parser, parse, pick_device
-from .run_data import add_data_options, data_of_run
+from .run_data import add_data_options, data_of_run, name_of_data
 
 __all__ = ["main", "parser"]
 
@@ -199,7 +199,7 @@ def _write(
     plan = attached_plan(model)
     # Of another data set's images the card would say that they are those of its own.
     top1 = None if given.data else _share(report.point.calibration, report.after)
-    title = f"{card.name} on {given.data or card.data}, SE blocks left out"
+    title = f"{card.name} on {name_of_data(card, given)}, SE blocks left out"
     card = replace(
         card,
         name=card.name if plan is not None else split_name(card.name)[0],
