@@ -68,7 +68,7 @@ def start(run: Path, recipe: str) -> Any:
     """`senet train --resume` into ``run``, in a process forked from one that has all imported."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
-    process = context.Process(target=_train, args=(run, RECIPES[recipe]))
+    process = context.Process(target=_train, args=(run, (*TRAIN, *RECIPES[recipe])))
     process.start()
     return process
 
@@ -80,7 +80,7 @@ def _train(run: Path, words: Sequence[str]) -> None:
     for stream in (1, 2):
         os.dup2(os.open(f"{run}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
     torch.set_num_threads(1)
-    sys.exit(senet([*TRAIN, *words, "--resume", "--out", str(run)]))
+    sys.exit(senet([*words, "--resume", "--out", str(run)]))
 
 
 def _kill(process: Any) -> None:
