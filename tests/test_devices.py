@@ -370,7 +370,7 @@ def killed(command: list[str | Path], log: Path, world: int, victim: int, run: P
 
 @pytest.mark.parametrize(("world", "victim"), [(2, 0), pytest.param(3, 1, marks=pytest.mark.slow)])
 def test_one_killed_ends_the_others_and_all_resume(tmp_path: Path, world: int, victim: int) -> None:
-    words = ["--epochs=6", "--batch_size=8", "--limit_batches=20", f"--devices={world}"]
+    words = ["--epochs=4", "--batch_size=8", "--limit_batches=12", f"--devices={world}"]
     recipe = ["--accumulate=2", "--ema_decay=0.9", "--mixup=0.2", "--cutmix=1"]
     command: list[str | Path] = [*DIGITS, *words, *recipe, "--accelerator=cpu", "--threads=1"]
     whole, run = tmp_path / "whole", tmp_path / "run"

@@ -46,7 +46,11 @@ RECIPES = {
 }
 """What is trained with: SGD, or what has more to remember and to draw."""
 MOST_KILLS = 3
-_PRELOADED = ["senet.commands.train", "senet.fitting"]
+_PRELOADED = [
+    *("senet.commands.train", "senet.fitting"),
+    # What a training imports only where it comes to it.
+    *("sklearn.datasets", "matplotlib.figure", "matplotlib.backends.backend_agg"),
+]
 
 
 @dataclass(frozen=True)
