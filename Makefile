@@ -10,6 +10,8 @@ VENV := .venv
 # processes of their own, for beside the others a worker of the suite once in a while died.
 EXPORTS := tests/test_exchange.py tests/test_export_command.py
 BIN := $(VENV)/bin
+# In the order of their names: by default a file of few tests comes last, and those of few are long.
+IN_TURN := -n 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow test-browser lint clean
@@ -36,8 +38,8 @@ demo: $(VENV)/.package
 	$(BIN)/python tools/demo.py
 
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(addprefix --ignore=,$(EXPORTS))
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(EXPORTS)
+	$(BIN)/python -m pytest $(IN_TURN) $(addprefix --ignore=,$(EXPORTS))
+	$(BIN)/python -m pytest $(IN_TURN) $(EXPORTS)
 
 test-browser: $(VENV)/.dev
 	@command -v chromium > /dev/null && command -v chromedriver > /dev/null || { \

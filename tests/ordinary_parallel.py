@@ -1,6 +1,7 @@
 """Two processes train attached networks together; what each finds goes to a JSON file.
 
-Usage: ordinary_parallel.py FOLDER, an empty one; it gets 0.json and 1.json.
+Usage: ordinary_parallel.py FOLDER NAME: of a network of `ordinary_networks`, into an empty folder,
+which gets 0.json and 1.json.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from ordinary_networks import NETWORKS, attached, images, plain, run_and_note
+from ordinary_networks import attached, images, plain, run_and_note
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
@@ -127,7 +128,7 @@ def _refusal(model: nn.Module, x: Tensor) -> str:
     return ""
 
 
-def _work(rank: int, folder: Path) -> None:
+def _work(rank: int, folder: Path, name: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo",
@@ -138,11 +139,11 @@ def _work(rank: int, folder: Path) -> None:
     )
     x = images(seed=rank)
     ways = {"ddp": _ddp, "fsdp2": _fsdp2, "fsdp1": _fsdp1}
-    findings = {f"{way}-{name}": act(name, x) for name in NETWORKS for way, act in ways.items()}
+    findings = {f"{way}-{name}": act(name, x) for way, act in ways.items()}
     (folder / f"{rank}.json").write_text(json.dumps(findings))
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
     # Forked, so that both have the seconds of imports from one process, which computed nothing.
-    start_processes(_work, (Path(sys.argv[1]),), nprocs=WORLD, start_method="fork")
+    start_processes(_work, (Path(sys.argv[1]), sys.argv[2]), nprocs=WORLD, start_method="fork")

@@ -225,7 +225,10 @@ def half(options: TrainOptions, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"accumulate": 4, "precision": "64-true", "mixup": 0.5}],
+    [
+        pytest.param({}, marks=pytest.mark.slow),
+        {"accumulate": 4, "precision": "64-true", "mixup": 0.5},
+    ],
     ids=str,
 )
 def test_a_resumed_run_ends_with_the_same_bits(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pytest
 from architectures import plan_of, staged
+from breadth import others_slow
 
 DENSENET_121 = [
     f"features.denseblock{block}.denselayer{layer}.conv2"
@@ -96,23 +97,34 @@ CONCATENATIONS = {
 }
 
 
-@pytest.mark.parametrize("name", CONCATENATIONS)
+TYPICAL = {
+    *("torchvision/googlenet", "torchvision/squeezenet1_1", "torchvision/densenet121"),
+    *("densenet_own", "shufflenet_v1", "torchvision/shufflenet_v2_x1_0", "timm/vovnet39a"),
+    "timm/dpn48b",
+}
+"""Those built of thousands of modules, and second ones of a kind, are slow."""
+
+
+@pytest.mark.parametrize("name", others_slow(CONCATENATIONS, TYPICAL))
 def test_concatenated_features(name):
     assert [site.path for site in plan_of(name)] == CONCATENATIONS[name]
 
 
 @pytest.mark.parametrize(
     ("name", "kinds"),
-    [
-        ("torchvision/googlenet", {"inception"}),
-        ("timm/inception_resnet_v2", {"inception", "residual"}),
-        ("torchvision/densenet121", {"dense"}),
-        ("densenet_own", {"dense"}),
-        ("timm/dpn48b", {"residual", "dense"}),
-        ("timm/nasnetalarge", {"inception"}),
-        ("shufflenet_v1", {"residual"}),
-        ("torchvision/shufflenet_v2_x1_0", {"inception", "residual"}),
-    ],
+    others_slow(
+        [
+            ("torchvision/googlenet", {"inception"}),
+            ("timm/inception_resnet_v2", {"inception", "residual"}),
+            ("torchvision/densenet121", {"dense"}),
+            ("densenet_own", {"dense"}),
+            ("timm/dpn48b", {"residual", "dense"}),
+            ("timm/nasnetalarge", {"inception"}),
+            ("shufflenet_v1", {"residual"}),
+            ("torchvision/shufflenet_v2_x1_0", {"inception", "residual"}),
+        ],
+        TYPICAL - {"torchvision/squeezenet1_1", "timm/vovnet39a"},
+    ),
 )
 def test_kinds_of_concatenated_features(name, kinds):
     assert {site.kind for site in plan_of(name)} == kinds
@@ -120,15 +132,24 @@ def test_kinds_of_concatenated_features(name, kinds):
 
 @pytest.mark.parametrize(
     ("name", "channels"),
-    [
-        ("torchvision/inception_v3", {"Mixed_5b": 256, "Mixed_6a": 768, "Mixed_7c": 2048}),
-        ("torchvision/shufflenet_v2_x1_0", {"stage2.0": 116, "stage2.1.branch2.7": 58}),
-        ("torchvision/densenet121", dict.fromkeys(DENSENET_121, 32)),  # the growth rate
-        ("timm/dpn48b", {"features.conv2_2.c1x1_c1": 64, "features.conv2_2.c1x1_c2": 16}),
-        ("timm/nasnetalarge", {"cell_stem_0": 4 * 42, "cell_0": 6 * 168, "cell_17": 6 * 672}),
-        ("densenet_own", dict.fromkeys(("1.0.conv", "1.1.conv", "3.0.conv", "3.1.conv"), 8)),
-        ("shufflenet_v1", {"0.bn3": 216, "1.bn3": 240, "4.bn3": 240, "5.bn3": 480}),
-    ],
+    others_slow(
+        [
+            ("torchvision/inception_v3", {"Mixed_5b": 256, "Mixed_6a": 768, "Mixed_7c": 2048}),
+            ("torchvision/shufflenet_v2_x1_0", {"stage2.0": 116, "stage2.1.branch2.7": 58}),
+            ("torchvision/densenet121", dict.fromkeys(DENSENET_121, 32)),  # the growth rate
+            ("timm/dpn48b", {"features.conv2_2.c1x1_c1": 64, "features.conv2_2.c1x1_c2": 16}),
+            ("timm/nasnetalarge", {"cell_stem_0": 4 * 42, "cell_0": 6 * 168, "cell_17": 6 * 672}),
+            ("densenet_own", dict.fromkeys(("1.0.conv", "1.1.conv", "3.0.conv", "3.1.conv"), 8)),
+            ("shufflenet_v1", {"0.bn3": 216, "1.bn3": 240, "4.bn3": 240, "5.bn3": 480}),
+        ],
+        {
+            "torchvision/shufflenet_v2_x1_0",
+            "timm/dpn48b",
+            "densenet_own",
+            "shufflenet_v1",
+            "torchvision/densenet121",
+        },
+    ),
 )
 def test_channels_are_those_of_the_gated_tensor(name, channels):
     found = {site.path: site.channels for site in plan_of(name)}
@@ -137,19 +158,25 @@ def test_channels_are_those_of_the_gated_tensor(name, channels):
 
 @pytest.mark.parametrize(
     ("name", "reductions"),
-    [
-        (
-            "timm/nasnetalarge",
-            [f"{cell}.final_path_bn" for cell in ("cell_stem_1", "cell_0", "cell_6", "cell_12")],
-        ),
-        (
-            "timm/pnasnet5large",
-            [
-                f"{cell}.conv_prev_1x1.final_path_bn"
-                for cell in ("cell_stem_1", "cell_0", "cell_5", "cell_9")
-            ],
-        ),
-    ],
+    others_slow(
+        [
+            (
+                "timm/nasnetalarge",
+                [
+                    f"{cell}.final_path_bn"
+                    for cell in ("cell_stem_1", "cell_0", "cell_6", "cell_12")
+                ],
+            ),
+            (
+                "timm/pnasnet5large",
+                [
+                    f"{cell}.conv_prev_1x1.final_path_bn"
+                    for cell in ("cell_stem_1", "cell_0", "cell_5", "cell_9")
+                ],
+            ),
+        ],
+        ("timm/pnasnet5large",),
+    ),
 )
 def test_factorised_reductions_are_a_downsample_path(name, reductions):
     """Two strided 1×1 convolutions of one input, side by side."""

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from breadth import others_slow
 from generated import make_image_folder
 from processes import (
     Finished,
@@ -117,7 +118,9 @@ LAUNCHERS: dict[str, tuple[dict[str, str], list[str]]] = {
 }
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize(
+    "launcher", others_slow(LAUNCHERS, {"lightning", "torchrun on two nodes", "srun"})
+)
 def test_the_schedule_goes_by_the_steps_of_each_process(
     folder: Path, tmp_path: Path, launcher: str
 ) -> None:
@@ -192,8 +195,13 @@ def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     ("few", "worlds"),
-    [(0, (2, 3, 4)), (5, (2, 3, 4)), (129, (2,))],
-    ids=["all 1,797", "fewer than two each", "one more than a batch each"],
+    [
+        pytest.param(0, (3,), id="all 1,797"),
+        pytest.param(5, (4,), id="fewer than two each"),
+        pytest.param(129, (2,), id="one more than a batch each"),
+        pytest.param(0, (2, 4), id="all, other processes", marks=pytest.mark.slow),
+        pytest.param(5, (2, 3), id="few, other processes", marks=pytest.mark.slow),
+    ],
 )
 def test_validation_counts_every_image_once(
     digits_run: Path, tmp_path: Path, few: int, worlds: tuple[int, ...]
@@ -265,7 +273,7 @@ EQUAL = (
 @pytest.mark.parametrize(
     ("world", "precision", "tolerance"),
     [
-        (2, "32-true", 2e-4),
+        pytest.param(2, "32-true", 2e-4, marks=pytest.mark.slow),
         (3, "64-true", 1e-9),
         pytest.param(2, "64-true", 1e-9, marks=pytest.mark.slow),
         pytest.param(3, "32-true", 2e-4, marks=pytest.mark.slow),
@@ -362,7 +370,7 @@ def killed(command: list[str | Path], log: Path, world: int, victim: int, run: P
 
 @pytest.mark.parametrize(("world", "victim"), [(2, 0), pytest.param(3, 1, marks=pytest.mark.slow)])
 def test_one_killed_ends_the_others_and_all_resume(tmp_path: Path, world: int, victim: int) -> None:
-    words = ["--epochs=6", "--batch_size=8", "--limit_batches=20", f"--devices={world}"]
+    words = ["--epochs=4", "--batch_size=8", "--limit_batches=12", f"--devices={world}"]
     recipe = ["--accumulate=2", "--ema_decay=0.9", "--mixup=0.2", "--cutmix=1"]
     command: list[str | Path] = [*DIGITS, *words, *recipe, "--accelerator=cpu", "--threads=1"]
     whole, run = tmp_path / "whole", tmp_path / "run"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import pytest
 import torch
 from architectures import OWN, plan_of
+from breadth import others_slow
 from networks import randomise
 from timm.models.densenet import DenseNet as TimmDenseNet
 from timm.models.dpn import DPN
@@ -93,7 +94,9 @@ EXPECTED = {
 CASES = [(name, placement) for name, sites in EXPECTED.items() for placement in sites]
 
 
-@pytest.mark.parametrize(("name", "placement"), CASES)
+@pytest.mark.parametrize(
+    ("name", "placement"), others_slow(CASES, EXPECTED.keys() - {"timm_densenet", "dpn_b"})
+)
 def test_sites_and_warm_start(name, placement):
     torch.manual_seed(0)
     model, expected = randomise(NETWORKS[name]()).eval(), EXPECTED[name][placement]

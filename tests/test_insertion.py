@@ -48,8 +48,8 @@ def test_attached_network_is_the_seeds_equation():
     ("make", "size"),
     [
         (small_resnet, 16),
-        (lambda: timm.create_model("resnet18", num_classes=7), 64),
-        (lambda: build_plain("bn_inception", 7), 64),
+        (lambda: timm.create_model("test_resnet", num_classes=7), 64),
+        pytest.param(lambda: build_plain("bn_inception", 7), 64, marks=pytest.mark.slow),
     ],
     ids=["small", "timm", "inception"],
 )
@@ -281,7 +281,10 @@ class _Reads(nn.Module):
         torch.fx.symbolic_trace,
         lambda m: torch.compile(m, fullgraph=True, backend="aot_eager"),
         lambda m: torch.jit.trace(m, torch.ones(1, *SIZE)),
-        lambda m: torch.export.export(m, (torch.ones(2, *SIZE),)).module(),
+        pytest.param(
+            lambda m: torch.export.export(m, (torch.ones(2, *SIZE),)).module(),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["deepcopy", "pickle", "fx", "compile", "jit", "export"],
 )

@@ -18,11 +18,13 @@ TOOLS = Path(__file__).resolve().parents[1] / "tools"
 
 @pytest.fixture
 def kills(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The program, where the processes that it forks find it too."""
+    """The program, where the processes that it forks find it too; what it trains is shorter."""
     monkeypatch.syspath_prepend(str(TOOLS))
     sys.modules.pop("kills", None)
     import kills
 
+    monkeypatch.setattr(kills, "TRAIN", (*kills.TRAIN, "--limit_batches=2", "--epochs=2"))
+    monkeypatch.setattr(kills, "MOST_KILLS", 2)
     return kills
 
 

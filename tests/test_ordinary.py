@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from breadth import others_slow
 from networks import randomise
 from ordinary_networks import (
     BLOCKS,
@@ -53,7 +54,7 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(params=list(NETWORKS))
+@pytest.fixture(params=others_slow(NETWORKS, {"timm"}))
 def name(request) -> str:
     return request.param
 
@@ -264,10 +265,18 @@ def test_averages_of_weights_average_the_blocks(model, averaging):
 
 
 @pytest.fixture(scope="module")
-def findings(tmp_path_factory) -> list[dict]:
-    folder = tmp_path_factory.mktemp("parallel")
-    script = Path(__file__).with_name("ordinary_parallel.py")
-    subprocess.run([sys.executable, script, folder], check=True, timeout=300)
+def parallel(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("parallel")
+
+
+@pytest.fixture
+def findings(parallel: Path, name: str) -> list[dict]:
+    """What each process found, of a network that all tests of it share the run of."""
+    folder = parallel / name
+    if not folder.exists():
+        folder.mkdir()
+        script = Path(__file__).with_name("ordinary_parallel.py")
+        subprocess.run([sys.executable, script, folder, name], check=True, timeout=300)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,9 +25,45 @@ from senet.training import CONFIG, train
 CLASSES = ("ant", "bee", "cat")
 
 
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of images, as it is before a test, and the runs that tests begin with."""
+    made = tmp_path_factory.mktemp("place")
+    make_image_folder(made / "whole set", CLASSES, per_class=4, size=(16, 16))
+    return made
+
+
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return make_image_folder(tmp_path / "set", CLASSES, per_class=4, size=(16, 16))
+def folder(place: Path) -> Path:
+    """The images anew, in the same place for every test: the runs there were trained on them."""
+    shutil.rmtree(place / "set", ignore_errors=True)
+    return Path(shutil.copytree(place / "whole set", place / "set"))
+
+
+Make = Callable[[TrainOptions, Path], None]
+
+
+@pytest.fixture
+def begin(place: Path) -> Make:
+    """Train into a directory for an epoch of two, or copy the run that did so before."""
+    return lambda options, run: _as_before(stop_after_an_epoch, options, run, place)
+
+
+@pytest.fixture
+def finish(place: Path) -> Make:
+    """The same to the end."""
+    return lambda options, run: _as_before(_train, options, run, place)
+
+
+def _as_before(make: Make, options: TrainOptions, run: Path, place: Path) -> None:
+    key = hashlib.sha256(f"{make.__name__}{options}".encode()).hexdigest()
+    if not (place / key).exists():
+        make(options, place / key)
+    shutil.copytree(place / key, run)
+
+
+def _train(options: TrainOptions, run: Path) -> None:
+    train(options, run, say=lambda line: None)
 
 
 def options_for(folder: Path, **changes: object) -> TrainOptions:
@@ -108,9 +145,9 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_other_data_are_refused(folder: Path, tmp_path: Path, change: str) -> None:
+def test_other_data_are_refused(folder: Path, tmp_path: Path, begin: Make, change: str) -> None:
     run, options = tmp_path / "run", options_for(folder)
-    stop_after_an_epoch(options, run)
+    begin(options, run)
     make, words = CHANGES[change]
     make(folder)
     line = refusal(options, run)
@@ -118,19 +155,23 @@ def test_other_data_are_refused(folder: Path, tmp_path: Path, change: str) -> No
     assert words in line
 
 
-def test_the_same_data_in_their_old_place_are_taken(folder: Path, tmp_path: Path) -> None:
+def test_the_same_data_in_their_old_place_are_taken(
+    folder: Path, tmp_path: Path, begin: Make
+) -> None:
     run, options = tmp_path / "run", options_for(folder)
-    stop_after_an_epoch(options, run)
+    begin(options, run)
     shutil.copytree(folder, tmp_path / "copy")
     shutil.rmtree(folder)
     (tmp_path / "copy").rename(folder)
     assert len(train(options, run, resume=True, say=lambda line: None).rows) == 2
 
 
-def test_the_same_data_in_another_place_are_taken(folder: Path, tmp_path: Path) -> None:
+def test_the_same_data_in_another_place_are_taken(
+    folder: Path, tmp_path: Path, begin: Make
+) -> None:
     """Both were copied to another machine: the run goes on where it is told the data lies."""
     run, options = tmp_path / "run", options_for(folder)
-    stop_after_an_epoch(options, run)
+    begin(options, run)
     run = run.rename(tmp_path / "moved run")
     elsewhere = folder.rename(tmp_path / "moved set")
     assert "if it was moved, add --data NEW_PLACE" in refusal(options, run)
@@ -195,6 +236,7 @@ def test_a_named_data_set_is_known_again(tmp_path: Path) -> None:
 def test_paths_mean_the_same_from_elsewhere(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    folder = folder.rename(tmp_path / "set")
     monkeypatch.chdir(tmp_path)
     plain = options_for(Path("set"), model="resnet20", epochs=1)
     train(plain, "plain", say=lambda line: None)
@@ -232,9 +274,11 @@ def test_a_failed_start_does_not_block_the_directory(folder: Path, tmp_path: Pat
     assert read_options(run / CONFIG).lr == 0.01
 
 
-def test_what_a_finished_epoch_left_is_never_begun_over(folder: Path, tmp_path: Path) -> None:
+def test_what_a_finished_epoch_left_is_never_begun_over(
+    folder: Path, tmp_path: Path, finish: Make
+) -> None:
     run, options = tmp_path / "run", options_for(folder)
-    train(options, run, say=lambda line: None)
+    finish(options, run)
     for name in (LAST, METRICS, BEST, WEIGHTS):
         assert "holds another run; add --resume" in refusal(options, run, resume=False)
         (run / name).unlink()
@@ -248,7 +292,7 @@ def test_a_twin_in_the_way_is_seen_before_anything_is_trained(folder: Path, tmp_
     assert "twin holds another run" in refusal(options, tmp_path / "run", resume=False)
 
 
-@pytest.mark.parametrize("there", ["missing", "empty"])
+@pytest.mark.parametrize("there", ["missing", pytest.param("empty", marks=pytest.mark.slow)])
 def test_nothing_to_resume(
     folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], there: str
 ) -> None:
@@ -270,10 +314,10 @@ def test_nothing_to_resume(
 
 @pytest.mark.parametrize("gone", [(), (METRICS,), (BEST,), (METRICS, BEST)], ids=len)
 def test_a_finished_run_without_its_last_checkpoint(
-    folder: Path, tmp_path: Path, gone: tuple[Path, ...]
+    folder: Path, tmp_path: Path, finish: Make, gone: tuple[Path, ...]
 ) -> None:
     run, options = tmp_path / "run", options_for(folder)
-    train(options, run, say=lambda line: None)
+    finish(options, run)
     shutil.copy(run / LAST, run / BEST)  # the second epoch, whichever was the better here
     for name in (LAST, *gone):
         (run / name).unlink()
@@ -281,16 +325,24 @@ def test_a_finished_run_without_its_last_checkpoint(
     assert f"{run} has finished epochs but no {LAST} to go on from" in line
 
 
-@pytest.mark.parametrize("epochs", [1, 2], ids=["half", "finished"])
-@pytest.mark.parametrize("gone", [WEIGHTS, CARD])
-@pytest.mark.parametrize("precision", ["32-true", "64-true"])
+@pytest.mark.parametrize(
+    ("epochs", "gone", "precision"),
+    [
+        (1, WEIGHTS, "32-true"),
+        (2, CARD, "32-true"),
+        (2, WEIGHTS, "64-true"),
+        pytest.param(2, WEIGHTS, "32-true", marks=pytest.mark.slow),
+        pytest.param(1, CARD, "32-true", marks=pytest.mark.slow),
+        pytest.param(1, WEIGHTS, "64-true", marks=pytest.mark.slow),
+        pytest.param(1, CARD, "64-true", marks=pytest.mark.slow),
+        pytest.param(2, CARD, "64-true", marks=pytest.mark.slow),
+    ],
+)
 def test_exported_weights_are_made_anew(
-    folder: Path, tmp_path: Path, epochs: int, gone: str, precision: str
+    folder: Path, tmp_path: Path, finish: Make, begin: Make, epochs: int, gone: str, precision: str
 ) -> None:
     run, options = tmp_path / "run", options_for(folder, precision=precision)
-    stop_after_an_epoch(options, run)
-    if epochs == 2:
-        train(options, run, resume=True, say=lambda line: None)
+    (begin if epochs == 1 else finish)(options, run)
     exported = [(run / name).read_bytes() for name in (WEIGHTS, CARD)]
     (run / gone).unlink()
     lines: list[str] = []
@@ -326,29 +378,38 @@ def test_neither_weights_nor_best_checkpoint(
     assert f"has neither {WEIGHTS}" in refusal(options, run)
 
 
-def test_the_best_checkpoint_of_another_network(folder: Path, tmp_path: Path) -> None:
+def test_the_best_checkpoint_of_another_network(folder: Path, tmp_path: Path, finish: Make) -> None:
     run, options = tmp_path / "run", options_for(folder)
-    train(options, run, say=lambda line: None)
-    train(options.without_se(), tmp_path / "plain", say=lambda line: None)
+    finish(options, run)
+    finish(options.without_se(), tmp_path / "plain")
     (run / WEIGHTS).unlink()
     (run / BEST).write_bytes((tmp_path / "plain" / BEST).read_bytes())
     assert "does not fit se_resnet20: it lacks" in refusal(options, run)
 
 
-@pytest.mark.parametrize("name", [WEIGHTS, CARD])
-@pytest.mark.parametrize("damage", ["garbage", "flipped", "another's"])
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        (WEIGHTS, "garbage"),
+        (WEIGHTS, "flipped"),
+        (CARD, "another's"),
+        pytest.param(WEIGHTS, "another's", marks=pytest.mark.slow),
+        pytest.param(CARD, "garbage", marks=pytest.mark.slow),
+        pytest.param(CARD, "flipped", marks=pytest.mark.slow),
+    ],
+)
 def test_damaged_exports_of_a_finished_run_are_made_anew(
-    folder: Path, tmp_path: Path, name: str, damage: str
+    folder: Path, tmp_path: Path, finish: Make, name: str, damage: str
 ) -> None:
     run, options = tmp_path / "run", options_for(folder)
-    train(options, run, say=lambda line: None)
+    finish(options, run)
     sound = (run / name).read_bytes()
     if damage == "garbage":
         (run / name).write_bytes(b"garbage")
     elif damage == "flipped":
         (run / name).write_bytes(sound[:-30] + bytes([sound[-30] ^ 128]) + sound[-29:])
     else:
-        train(options.without_se(), tmp_path / "plain", say=lambda line: None)
+        finish(options.without_se(), tmp_path / "plain")
         shutil.copy(tmp_path / "plain" / name, run / name)
     lines: list[str] = []
     assert not train(options, run, resume=True, say=lines.append).trained
@@ -360,10 +421,10 @@ def test_damaged_exports_of_a_finished_run_are_made_anew(
 
 
 def test_an_edited_configuration_is_refused(
-    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    folder: Path, tmp_path: Path, begin: Make, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    run, options = tmp_path / "run", options_for(folder, twin=True)
-    stop_after_an_epoch(options, run)
+    run, options = tmp_path / "run", options_for(folder)
+    begin(options, run)
     text = (run / CONFIG).read_text()
     assert "\nlr: 0.01\n" in text
     for changed, words in {
@@ -382,10 +443,12 @@ def test_an_edited_configuration_is_refused(
     assert main(["train", "--resume", "--out", str(run)]) == 0
 
 
-def test_what_was_left_half_written_is_cleared_away(folder: Path, tmp_path: Path) -> None:
+def test_what_was_left_half_written_is_cleared_away(
+    folder: Path, tmp_path: Path, finish: Make
+) -> None:
     """Also where that member of a pair has nothing left to train."""
-    run, options = tmp_path / "run", options_for(folder, twin=True)
-    train(options, run, say=lambda line: None)
+    run, options = tmp_path / "run", options_for(folder, twin=True, epochs=1)
+    finish(options, run)
     members = (run, run / "twin")
     leftovers = [m / part / ".senet-1-ab.tmp" for m in members for part in (".", "checkpoints")]
     for path in leftovers:
@@ -397,10 +460,12 @@ def test_what_was_left_half_written_is_cleared_away(folder: Path, tmp_path: Path
 # ── double precision ────────────────────────────────────────────────────────────────────────
 
 
-def test_double_precision_is_resumed_and_loaded_in_full(folder: Path, tmp_path: Path) -> None:
+def test_double_precision_is_resumed_and_loaded_in_full(
+    folder: Path, tmp_path: Path, finish: Make, begin: Make
+) -> None:
     options = options_for(folder, precision="64-true")
-    train(options, tmp_path / "whole", say=lambda line: None)
-    stop_after_an_epoch(options, tmp_path / "run")
+    finish(options, tmp_path / "whole")
+    begin(options, tmp_path / "run")
     train(options, tmp_path / "run", resume=True, say=lambda line: None)
     ours, theirs = (
         torch.load(tmp_path / run / LAST, weights_only=True)["state_dict"]

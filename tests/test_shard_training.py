@@ -55,7 +55,13 @@ def epoch_of(loader: ImageLoader, epoch: int) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"workers": 2}, {"cache": True}, {"workers": 2, "cache": True}]
+    "changes",
+    [
+        {},
+        {"workers": 2, "cache": True},
+        pytest.param({"workers": 2}, marks=pytest.mark.slow),
+        pytest.param({"cache": True}, marks=pytest.mark.slow),
+    ],
 )
 def test_batches_are_those_of_the_folder(
     folder: Path, packed: Path, changes: dict[str, Any]
@@ -74,8 +80,10 @@ def test_batches_are_those_of_the_folder(
                 assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("processes", [2, 3, 4])
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    ("processes", "workers"),
+    [(3, 0), (2, 2), *(pytest.param(4, n, marks=pytest.mark.slow) for n in (0, 2))],
+)
 def test_validation_over_processes_sees_each_image_once(
     packed: Path, processes: int, workers: int
 ) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torchvision
 from architectures import build_on_meta
+from breadth import others_slow
 from torch import nn
 from torchvision.models import detection
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
@@ -18,16 +19,15 @@ CLASSIFIERS = torchvision.models.list_models(module=torchvision.models)
 TRANSFORMERS = ("vit_", "swin_")
 SE_EVERYWHERE = ("efficientnet_b", "regnet_y_", "maxvit_t")
 ONE_EACH = {
-    *("alexnet", "convnext_tiny", "densenet121", "efficientnet_v2_s", "googlenet", "inception_v3"),
+    *("alexnet", "convnext_tiny", "densenet121", "googlenet"),
     *("mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small", "regnet_x_400mf", "resnet18", "resnet50"),
-    *("resnext50_32x4d", "shufflenet_v2_x0_5", "squeezenet1_0", "vgg11_bn", "wide_resnet50_2"),
-    *("efficientnet_b0", "regnet_y_400mf", "maxvit_t"),
+    *("shufflenet_v2_x0_5", "squeezenet1_0", "vgg11_bn", "efficientnet_b0", "regnet_y_400mf"),
 }
 """One of each family; `make test-slow` has the others, larger and built of the same blocks."""
 
 
-def _others_slow(names: list[str]) -> list[object]:
-    return [n if n in ONE_EACH else pytest.param(n, marks=pytest.mark.slow) for n in names]
+def _one_each(names: list[str]) -> list[object]:
+    return others_slow(names, ONE_EACH & set(names))
 
 
 def _resnet(prefix: str, depths: tuple[int, ...] = (3, 4, 6, 3)) -> list[str]:
@@ -40,7 +40,7 @@ def _blocks(model: nn.Module) -> int:
 
 @pytest.mark.parametrize(
     "name",
-    _others_slow([n for n in CLASSIFIERS if not n.startswith((*TRANSFORMERS, *SE_EVERYWHERE))]),
+    _one_each([n for n in CLASSIFIERS if not n.startswith((*TRANSFORMERS, *SE_EVERYWHERE))]),
 )
 def test_every_convolutional_classifier_attaches(name):
     model = build_on_meta(f"torchvision/{name}")
@@ -50,9 +50,7 @@ def test_every_convolutional_classifier_attaches(name):
     assert _blocks(model) == len(sites)
 
 
-@pytest.mark.parametrize(
-    "name", _others_slow([n for n in CLASSIFIERS if n.startswith(SE_EVERYWHERE)])
-)
+@pytest.mark.parametrize("name", _one_each([n for n in CLASSIFIERS if n.startswith(SE_EVERYWHERE)]))
 def test_classifiers_that_have_se_in_every_block_are_adopted(name):
     model = build_on_meta(f"torchvision/{name}")
     theirs = sum(type(m).__name__ == "SqueezeExcitation" for m in model.modules())
@@ -63,7 +61,7 @@ def test_classifiers_that_have_se_in_every_block_are_adopted(name):
     assert _blocks(model) == theirs > 0
 
 
-@pytest.mark.parametrize("name", ["vit_b_32", "swin_t", "swin_v2_t"])
+@pytest.mark.parametrize("name", others_slow(["vit_b_32", "swin_t", "swin_v2_t"], {"swin_t"}))
 def test_transformers_are_told_what_was_looked_for(name):
     with pytest.raises(UserError, match=r"nothing to attach to .*looked for"):
         attach(build_on_meta(f"torchvision/{name}"))
@@ -71,13 +69,16 @@ def test_transformers_are_told_what_was_looked_for(name):
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [
-        # The backbone is a dilated ResNet, its blocks are those of the classifier.
-        ("fcn_resnet50", _resnet("backbone")),
-        ("deeplabv3_resnet50", _resnet("backbone")),
-        ("fcn_resnet101", _resnet("backbone", (3, 4, 23, 3))),
-        ("deeplabv3_resnet101", _resnet("backbone", (3, 4, 23, 3))),
-    ],
+    others_slow(
+        [
+            # The backbone is a dilated ResNet, its blocks are those of the classifier.
+            ("fcn_resnet50", _resnet("backbone")),
+            ("deeplabv3_resnet50", _resnet("backbone")),
+            ("fcn_resnet101", _resnet("backbone", (3, 4, 23, 3))),
+            ("deeplabv3_resnet101", _resnet("backbone", (3, 4, 23, 3))),
+        ],
+        {"fcn_resnet50", "deeplabv3_resnet50"},
+    ),
 )
 def test_segmentation_models_are_gated_in_the_backbone(name, expected):
     model = build_on_meta(f"torchvision/{name}", weights_backbone=None)
@@ -105,14 +106,25 @@ def _detector(name: str) -> nn.Module:
     return torchvision.models.get_model(name, weights=None, weights_backbone=None, **sizes)
 
 
-@pytest.mark.parametrize("name", [n for n in DETECTORS if "_resnet50_" in n])
+@pytest.mark.parametrize(
+    "name",
+    others_slow(
+        [n for n in DETECTORS if "_resnet50_" in n],
+        {"fasterrcnn_resnet50_fpn", "retinanet_resnet50_fpn_v2"},
+    ),
+)
 def test_detectors_are_gated_in_the_body_of_their_backbone(name):
     """The laterals of the feature pyramid are sums without a shortcut."""
     found = plan(_detector(name), input_size=(3, 64, 64))
     assert [site.path for site in found] == _resnet("backbone.body")
 
 
-@pytest.mark.parametrize("name", [n for n in DETECTORS if "_mobilenet_" in n])
+@pytest.mark.parametrize(
+    "name",
+    others_slow(
+        [n for n in DETECTORS if "_mobilenet_" in n], {"fasterrcnn_mobilenet_v3_large_320_fpn"}
+    ),
+)
 def test_mobile_detectors_are_gated_in_their_backbone(name):
     found = plan(_detector(name), input_size=(3, 64, 64))
     assert found

@@ -188,11 +188,11 @@ def same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool
 
 
 def test_the_seed_decides(options: TrainOptions, pair: Path, tmp_path: Path) -> None:
-    single = replace(options, twin=False)
+    single = plain_twin(options)
     train(single, tmp_path / "again", say=quiet)
-    train(replace(single, seed=8), tmp_path / "other", say=quiet)
-    assert same(last_weights(tmp_path / "again"), last_weights(pair))
-    assert not same(last_weights(tmp_path / "other"), last_weights(pair))
+    train(replace(single, seed=8, limit_batches=1), tmp_path / "other", say=quiet)
+    assert same(last_weights(tmp_path / "again"), last_weights(pair / "twin"))
+    assert not same(last_weights(tmp_path / "other"), last_weights(pair / "twin"))
 
 
 @contextmanager
@@ -214,8 +214,11 @@ def inner_types() -> Iterator[dict[str, set[torch.dtype]]]:
     "changes",
     [
         {"optimizer": "adamw", "lr": 1e-3, "decay_norms": False, "precision": "bf16-mixed"},
-        {"schedule": "step", "milestones": (1,), "label_smoothing": 0.1, "clip_norm": 1.0},
-        {"model": "se_timm/resnet18", "warm_start": True, "placement": "pre", "workers": 1},
+        pytest.param(
+            {"schedule": "step", "milestones": (1,), "label_smoothing": 0.1, "clip_norm": 1.0},
+            marks=pytest.mark.slow,
+        ),
+        {"model": "se_timm/test_resnet", "warm_start": True, "placement": "pre", "workers": 1},
     ],
     ids=lambda changes: next(iter(changes)),
 )
@@ -233,7 +236,7 @@ def test_options_reach_the_run(
 
 
 def test_clipping_and_smoothing_change_the_steps(options: TrainOptions, tmp_path: Path) -> None:
-    plain = replace(options, twin=False, limit_batches=2, epochs=1)
+    plain = replace(options, model="resnet20", twin=False, limit_batches=1, epochs=1)
     weights = []
     for number, changes in enumerate(({}, {"clip_norm": 1e-3}, {"label_smoothing": 0.5})):
         run = tmp_path / str(number)
@@ -287,7 +290,7 @@ def fit_dropping(run: Path, data: ImageData, options: TrainOptions, *, stop_afte
     )
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [1, pytest.param(0, marks=pytest.mark.slow)])
 def test_chance_inside_the_network_is_resumed_too(
     data: ImageData, tmp_path: Path, workers: int
 ) -> None:
@@ -329,7 +332,7 @@ def test_a_loss_that_explodes_stops_and_leaves_the_best(
 ) -> None:
     """The second epoch's learning rate is 1e28: the loss is lost within it."""
     sound = replace(
-        options, twin=False, schedule="step", milestones=(1,), gamma=1e30, warmup_epochs=0
+        plain_twin(options), schedule="step", milestones=(1,), gamma=1e30, warmup_epochs=0
     )
     train(replace(sound, epochs=1), tmp_path / "one", say=quiet)
     with pytest.raises(UserError, match=r"loss is not finite at step [567]: .*lower --lr"):
@@ -345,7 +348,7 @@ def test_weights_that_only_validation_finds_broken_stop_too(
     options: TrainOptions, tmp_path: Path
 ) -> None:
     """One step: its loss was finite, what it did to the weights is not."""
-    once = replace(options, twin=False, epochs=1, limit_batches=1, lr=1e38, warmup_epochs=0)
+    once = replace(plain_twin(options), epochs=1, limit_batches=1, lr=1e38, warmup_epochs=0)
     with pytest.raises(UserError, match="validation loss is not finite at step 1"):
         train(once, tmp_path / "run", say=quiet)
     assert {path.name for path in (tmp_path / "run").rglob("*")} == {"config.yaml"}

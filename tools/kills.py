@@ -46,7 +46,11 @@ RECIPES = {
 }
 """What is trained with: SGD, or what has more to remember and to draw."""
 MOST_KILLS = 3
-_PRELOADED = ["senet.commands.train", "senet.fitting"]
+_PRELOADED = [
+    *("senet.commands.train", "senet.fitting"),
+    # What a training imports only where it comes to it.
+    *("sklearn.datasets", "matplotlib.figure", "matplotlib.backends.backend_agg"),
+]
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ def start(run: Path, recipe: str) -> Any:
     """`senet train --resume` into ``run``, in a process forked from one that has all imported."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
-    process = context.Process(target=_train, args=(run, RECIPES[recipe]))
+    process = context.Process(target=_train, args=(run, (*TRAIN, *RECIPES[recipe])))
     process.start()
     return process
 
@@ -80,7 +84,7 @@ def _train(run: Path, words: Sequence[str]) -> None:
     for stream in (1, 2):
         os.dup2(os.open(f"{run}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
     torch.set_num_threads(1)
-    sys.exit(senet([*TRAIN, *words, "--resume", "--out", str(run)]))
+    sys.exit(senet([*words, "--resume", "--out", str(run)]))
 
 
 def _kill(process: Any) -> None:

@@ -19,6 +19,11 @@ _COLOURS = ("#1f6fb4", "#d9730d")
 _MARKED = 12
 """With no more epochs than this, each of them is marked: one alone would be no line."""
 
+_BESIDE = {"left": 0.065, "right": 0.985, "wspace": 0.15, "top": 0.86}
+_MARGINS = (_BESIDE | {"bottom": 0.19}, _BESIDE | {"bottom": 0.22})
+"""Around the axes, for a legend of one row and of two: a layout found out anew for every
+picture takes as long as drawing it."""
+
 
 def write_curves(run: Path, runs: Mapping[str, Sequence[EpochRow]]) -> None:
     """Draw loss and top-1 by epoch, of training and of validation, and write the picture whole.
@@ -30,8 +35,8 @@ def write_curves(run: Path, runs: Mapping[str, Sequence[EpochRow]]) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    figure = empty_figure(10, 4.6)
-    losses, shares = figure.subplots(1, 2)
+    figure = empty_figure(10, 4.6, layout=None)
+    losses, shares = figure.subplots(1, 2, gridspec_kw=_MARGINS[len(runs) > 1])
     for (name, rows), colour in zip(runs.items(), _COLOURS, strict=False):
         prefix = f"{name}, " if len(runs) > 1 else ""
         _lines(losses, rows, "loss", colour, prefix, scale=1)
@@ -41,16 +46,17 @@ def write_curves(run: Path, runs: Mapping[str, Sequence[EpochRow]]) -> None:
         shares.plot(
             [best.epoch], [100 * best.val_top1], "o", color=colour, ms=8, mfc="none", label=label
         )
-    losses.set(title="Loss", ylabel="cross-entropy (nats)")
-    shares.set(title="Top-1 accuracy", ylabel="% of the images")
+    losses.set_title("Loss: cross-entropy (nats)", y=1.02)
+    shares.set_title("Top-1 accuracy (% of the images)", y=1.02)
     epochs = max(len(rows) for rows in runs.values())
     for axes in (losses, shares):
         _finish(axes, epochs)
-    figure.suptitle(" and ".join(runs), fontsize=12, fontweight="bold")
+    figure.suptitle(" and ".join(runs), fontsize=12, fontweight="bold", y=0.985)
     entries = shares.get_legend_handles_labels()
     # Column by column, three to a network: a network a row.
     handles, labels = ([of for n in range(3) for of in kind[n::3]] for kind in entries)
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+    size = 8 if len(runs) > 1 else 10
+    figure.legend(handles, labels, loc="lower center", ncols=3, frameon=False, fontsize=size)
     picture = png_of(figure)
     atomic_write(run / CURVES, lambda file: file.write(picture))
 

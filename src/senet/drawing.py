@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -13,13 +13,19 @@ if TYPE_CHECKING:
 __all__ = ["empty_figure", "png_of", "svg_of"]
 
 
-def empty_figure(width: float, height: float) -> Figure:
-    """A figure of so many inches."""
+def empty_figure(
+    width: float, height: float, layout: Literal["constrained"] | None = "constrained"
+) -> Figure:
+    """A figure of so many inches.
+
+    Args:
+        layout: None where the places of the axes are given; to find them takes as long as to draw.
+    """
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it tells of its cache of fonts
     # Not pyplot, which would look for a screen, and keeps every figure it made.
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), dpi=120, layout="constrained")
+    return Figure(figsize=(width, height), dpi=120, layout=layout)
 
 
 def png_of(figure: Figure) -> bytes:

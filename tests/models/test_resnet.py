@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from breadth import others_slow
 from torch import Tensor, nn
 
 from senet.errors import UserError
@@ -60,10 +61,14 @@ BUILDERS = [
     small_shake_shake_26,
     small_shake_shake_29,
 ]
+ONE_OF_A_KIND = {resnet18, resnet20, bn_inception, small_net154, shufflenet, small_wrn16}
+ONE_OF_A_KIND |= {small_shake_shake_26}
+"""What others are built of too; `make test-slow` has them all."""
+_BUILDERS = others_slow(BUILDERS, ONE_OF_A_KIND)
 
 
-@pytest.mark.parametrize("build", BUILDERS)
-@pytest.mark.parametrize("size", [(64, 64), (97, 75), (33, 50)])
+@pytest.mark.parametrize("build", _BUILDERS)
+@pytest.mark.parametrize("size", [(97, 75), pytest.param((33, 50), marks=pytest.mark.slow)])
 def test_any_image_size_and_number_of_classes(build: Builder, size: tuple[int, int]) -> None:
     with torch.device("meta"):
         model = build(7).eval()
@@ -72,20 +77,23 @@ def test_any_image_size_and_number_of_classes(build: Builder, size: tuple[int, i
 
 @pytest.mark.parametrize(
     ("build", "least"),
-    [
-        (resnet18, 3),
-        (resnet50, 3),
-        (resnet20, 1),
-        (bn_inception, 7),
-        (resnext50_32x4d, 3),
-        (small_net154, 3),
-        (vgg16, 32),
-        (mobilenet, 1),
-        (shufflenet, 1),
-        (small_resnet164, 1),
-        (small_shake_shake_26, 1),
-        (small_shake_shake_29, 1),
-    ],
+    others_slow(
+        [
+            (resnet18, 3),
+            (resnet50, 3),
+            (resnet20, 1),
+            (bn_inception, 7),
+            (resnext50_32x4d, 3),
+            (small_net154, 3),
+            (vgg16, 32),
+            (mobilenet, 1),
+            (shufflenet, 1),
+            (small_resnet164, 1),
+            (small_shake_shake_26, 1),
+            (small_shake_shake_29, 1),
+        ],
+        {resnet18, resnet20, bn_inception, vgg16, mobilenet, small_shake_shake_26},
+    ),
 )
 def test_smallest_image(build: Builder, least: int) -> None:
     """The least size is the one that the docstring promises, and it gives numbers."""
@@ -95,7 +103,7 @@ def test_smallest_image(build: Builder, least: int) -> None:
         model(torch.randn(1, 3, least - 1, least - 1))
 
 
-@pytest.mark.parametrize("build", BUILDERS)
+@pytest.mark.parametrize("build", _BUILDERS)
 def test_every_module_with_a_job_runs_once(build: Builder) -> None:
     """A module that ran twice could not be wrapped by itself, one that never runs is no part."""
     calls: Counter[str] = Counter()
@@ -107,7 +115,7 @@ def test_every_module_with_a_job_runs_once(build: Builder) -> None:
     assert calls == Counter({name: 1 for name, _ in model.named_modules()})
 
 
-@pytest.mark.parametrize("build", BUILDERS)
+@pytest.mark.parametrize("build", _BUILDERS)
 def test_shared_modules_do_not_exist(build: Builder) -> None:
     with torch.device("meta"):
         model = build(10)
@@ -115,7 +123,7 @@ def test_shared_modules_do_not_exist(build: Builder) -> None:
     assert len(named) == len({id(module) for _, module in named})
 
 
-@pytest.mark.parametrize("build", BUILDERS)
+@pytest.mark.parametrize("build", _BUILDERS)
 def test_initialisation_is_he_and_follows_the_seed(build: Builder) -> None:
     torch.manual_seed(3)
     model = build(10)
@@ -137,7 +145,7 @@ def test_initialisation_is_he_and_follows_the_seed(build: Builder) -> None:
     assert checked
 
 
-@pytest.mark.parametrize("build", BUILDERS)
+@pytest.mark.parametrize("build", _BUILDERS)
 def test_networks_never_mention_se(build: Builder) -> None:
     assert not [
         name
@@ -146,7 +154,7 @@ def test_networks_never_mention_se(build: Builder) -> None:
     ]
 
 
-@pytest.mark.parametrize("build", BUILDERS)
+@pytest.mark.parametrize("build", _BUILDERS)
 def test_training_step_reaches_every_parameter(build: Builder) -> None:
     torch.manual_seed(0)
     model = build(4).train()
@@ -159,13 +167,13 @@ def test_training_step_reaches_every_parameter(build: Builder) -> None:
     assert dead == []
 
 
-@pytest.mark.parametrize("build", BUILDERS)
+@pytest.mark.parametrize("build", _BUILDERS)
 def test_one_class_is_enough(build: Builder) -> None:
     with torch.device("meta"):
         assert build(1).eval()(torch.empty(2, 3, 64, 64)).shape == (2, 1)
 
 
-@pytest.mark.parametrize("build", BUILDERS)
+@pytest.mark.parametrize("build", _BUILDERS)
 def test_symbolic_tracing_sees_the_whole_network(build: Builder) -> None:
     model = build(5).eval()
     traced = torch.fx.symbolic_trace(copy.deepcopy(model))
