@@ -1,5 +1,7 @@
 """For all tests."""
 
+import signal
+
 import torch
 from hypothesis import settings
 
@@ -10,3 +12,8 @@ torch.set_num_threads(1)
 # others, as Hypothesis does by itself.
 settings.register_profile("suite", derandomize=True)
 settings.load_profile("suite")
+
+# Where the suite is started in the background of a script, Ctrl-C is ignored, and by processes that
+# tests start and interrupt as well.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)

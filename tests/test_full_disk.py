@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from breadth import others_slow
 
 from senet.checkpoints import BEST, LAST, read_record
 from senet.errors import UserError
@@ -80,7 +81,7 @@ def stop_after_an_epoch(line: str) -> None:
         raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("room", [0.1, 0.9], ids=["at once", "in the midst"])
+@pytest.mark.parametrize("room", others_slow([0.1, 0.9], [0.9]), ids=["at once", "in the midst"])
 def test_the_checkpoint_before_stays_whole(disk: SmallDisk, tmp_path: Path, room: float) -> None:
     whole, run = tmp_path / "whole", disk.folder / "run"
     train(OPTIONS, whole, say=lambda line: None)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from breadth import others_slow
 from generated import make_image_folder
 
 import senet
@@ -59,7 +60,11 @@ def test_the_header_has_the_command_and_what_to_expect(
         assert name == "data" or given[name] == value, name
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "recipe",
+    others_slow(RECIPES, [p for p in RECIPES if p.stem in ("digits", "imagenet_modern")]),
+    ids=lambda path: path.stem,
+)
 def test_two_steps(recipe: Path, folder: Path, tmp_path: Path) -> None:
     """The learning rate shrinks with the batch (Goyal et al. 2017), or it would explode."""
     options = read_options(recipe)

@@ -54,8 +54,9 @@ def test_a_panel_for_each_cost(ms: float | None, panels: int) -> None:
     assert rings(image) == panels
 
 
-@pytest.mark.parametrize("drops", [(0.0, 0.0), (0.0, -0.4, 90.0)])
-@pytest.mark.parametrize("max_drop", [0.0, 0.1, 100.0])
+@pytest.mark.parametrize(
+    ("drops", "max_drop"), [((0.0, 0.0), 0.0), ((0.0, -0.4, 90.0), 0.1), ((0.0, -0.4, 90.0), 100.0)]
+)
 def test_any_curve_is_drawn(drops: tuple[float, ...], max_drop: float) -> None:
     made = report(drops, max_drop=max_drop)
     assert rings(pixels(draw_slimming(made, "x"))) == 3

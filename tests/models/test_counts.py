@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 
 import pytest
 import torch
+from breadth import others_slow
 
 from senet import Plan, plan
 from senet.cost import count_macs, count_parameters
@@ -109,7 +110,11 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+TYPICAL = ("mobilenet", "shufflenet", "vgg16", "wrn16_8")
+CASES = others_slow(NETWORKS, TYPICAL)
+
+
+@pytest.mark.parametrize("name", CASES)
 def test_counts(name: str) -> None:
     expected = NETWORKS[name]
     with torch.device("meta"):
@@ -127,7 +132,7 @@ def planned(name: str) -> Plan:
     return plan(model, input_size=size, min_hidden=least, bias=False)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", CASES)
 def test_sites_are_the_papers(name: str) -> None:
     expected, found = NETWORKS[name], planned(name)
     globs = [glob for glob, count in expected.sites.items() for _ in range(count)]

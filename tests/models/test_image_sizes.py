@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from breadth import others_slow
 from torch import Tensor, nn
 
 from senet.commands import bench, export
@@ -16,14 +17,17 @@ from senet.training import train
 
 @pytest.mark.parametrize(
     ("name", "least"),
-    [
-        ("resnet18", 3),
-        ("se_bn_inception", 7),
-        ("vgg16", 32),
-        ("inception_resnet_v2", 75),
-        ("net154", 3),
-        ("se_shufflenet", 1),
-    ],
+    others_slow(
+        [
+            ("resnet18", 3),
+            ("se_bn_inception", 7),
+            ("vgg16", 32),
+            ("inception_resnet_v2", 75),
+            ("net154", 3),
+            ("se_shufflenet", 1),
+        ],
+        ("resnet18", "vgg16", "se_shufflenet"),
+    ),
 )
 def test_the_smallest_image_is_taken_and_smaller_ones_are_told_in_a_line(name, least) -> None:
     with torch.device("meta"):
