@@ -54,7 +54,7 @@ class SmallDisk:
         (self.folder / "others").unlink(missing_ok=True)
 
 
-@pytest.fixture(params=["a disk", "a limit"])
+@pytest.fixture(params=others_slow(["a disk", "a limit"], ["a disk"]))
 def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SmallDisk]:
     folder = tmp_path / "disk"
     folder.mkdir()

@@ -62,7 +62,7 @@ def test_the_header_has_the_command_and_what_to_expect(
 
 @pytest.mark.parametrize(
     "recipe",
-    others_slow(RECIPES, [p for p in RECIPES if p.stem in ("digits", "imagenet_modern")]),
+    others_slow(RECIPES, [p for p in RECIPES if p.stem == "digits"]),
     ids=lambda path: path.stem,
 )
 def test_two_steps(recipe: Path, folder: Path, tmp_path: Path) -> None:

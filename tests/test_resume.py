@@ -187,6 +187,7 @@ def test_a_pair_that_is_killed_ends_with_the_same_bits(tmp_path: Path) -> None:
     assert (run / "comparison.json").exists()
 
 
+@pytest.mark.slow
 def test_a_run_from_another_that_is_killed_ends_with_the_same_bits(tmp_path: Path) -> None:
     plain = ["train", "--model=resnet20", "--epochs=1", *OPTIONS, "--out", tmp_path / "plain"]
     assert finish(plain, tmp_path / "log").status == 0

@@ -164,6 +164,7 @@ def test_fine_tuning_goes_on_from_the_slim_network(
     assert read_options(tuned / CONFIG, whole=True).lr == pytest.approx(0.005)
 
 
+@pytest.mark.slow
 def test_a_slim_run_can_be_slimmed_again_until_the_budget_says_no(
     run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -52,7 +52,7 @@ APART: dict[str, dict[str, set[str]]] = {
     "placement": {"parameters": {"inner 3×3"}},
     "released": {"macs": {"SE-ResNet-50"}, "file": {"SE-ResNet-152"}},
 }
-QUICK = ("3", "reduction", "stage", "placement", "no-squeeze")
+QUICK = ("3", "reduction", "placement")
 SLOW = tuple(key for key in PUBLISHED if key not in QUICK)
 
 
