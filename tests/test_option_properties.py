@@ -143,7 +143,7 @@ def test_any_combination_has_an_optimizer_and_a_rate_within_its_peak(
 
 
 @given(values=st.fixed_dictionaries({}, optional=LEARNING | REST))
-@example(values={"val_data": "#", "init": "null", "data": "~"})
+@example(values={"val_data": "#", "init": "# a run", "data": "~"})
 @settings(max_examples=100, deadline=None)
 def test_any_combination_survives_its_yaml(values: dict[str, Any]) -> None:
     options = TrainOptions(**values)

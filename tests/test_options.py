@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -247,3 +248,23 @@ def test_files_that_are_no_options_get_a_line(
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith("senet: error: ")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("text", ["#", "# a folder", "a: b", "[1]", "'x'"])
+def test_a_text_stays_one_wherever_it_is_given(text: str, tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(f"init: {json.dumps(text)}\n")
+    words = ["--out", "run"]
+    assert parse(parser(), [*words, "--init", text]).init == text
+    assert parse(parser(), [*words, "--config", str(config)]).init == text
+    resumed = parser()
+    resumed.set_defaults({"init": text})
+    assert parse(resumed, words).init == text
+    assert parse(resumed, [*words, "--init", "null"]).init is None
+
+
+def test_what_is_no_text_is_told(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("init: [1]\n")
+    with pytest.raises(UserError, match="init"):
+        parse(parser(), ["--out", "run", "--config", str(config)])

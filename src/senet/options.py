@@ -16,7 +16,7 @@ from .errors import UserError
 from .models import split_name, twin_name
 from .option_ranges import RANGES
 from .parse_errors import in_one_line
-from .yaml_values import in_yaml, values_yaml
+from .yaml_values import NULLS, in_yaml, values_yaml
 
 __all__ = [
     "SE_OPTIONS",
@@ -197,7 +197,7 @@ class TrainOptions:
             value, kind = getattr(self, field.name), str(field.type)
             if value is None and "None" not in kind:
                 raise UserError(f"{field.name} is null, but must have a value")
-            if value in _NULLS and "None" in kind:  # as on the command line and in YAML
+            if value in NULLS and "None" in kind:  # as on the command line and in YAML
                 object.__setattr__(self, field.name, None)
             if kind == "float":  # 16 and 16.0 are one value, and are written alike
                 object.__setattr__(self, field.name, float(value))
@@ -243,7 +243,6 @@ class TrainOptions:
         return replace(self, model=split_name(self.model)[0], **plain)
 
 
-_NULLS = ("null", "Null", "NULL", "~")
 SE_OPTIONS = (
     *("placement", "sites", "reduction", "hidden", "min_hidden", "divisor", "bias"),
     *("gate", "activation", "squeeze", "se_lr", "warm_start"),
@@ -348,7 +347,7 @@ def typed_values(values: Mapping[str, Any]) -> dict[str, Any]:
     except argparse.ArgumentError as error:
         known = [field.name for field in fields(TrainOptions)]
         raise UserError(in_one_line(error, known)) from None
-    # The parser reads a text once more as YAML, where '#' and '~' are none: what was one stays it.
+    # The parser reads a text once more as YAML, where '#' is none: what was one stays it.
     texts = {name: values[name] for name in _OPTIONAL_TEXTS & values.keys()}
     return typed | {name: text for name, text in texts.items() if isinstance(text, str)}
 

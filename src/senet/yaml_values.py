@@ -7,7 +7,10 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped,unused-ignore]
 
-__all__ = ["in_yaml", "values_yaml"]
+__all__ = ["NULLS", "in_yaml", "values_yaml"]
+
+NULLS = ("null", "Null", "NULL", "~")
+"""Words for nothing."""
 
 
 def values_yaml(values: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 
 from ..errors import UserError
 from ..parse_errors import in_one_line
+from ..yaml_values import NULLS
 
 if TYPE_CHECKING:
     import torch
@@ -79,8 +80,26 @@ def add_dataclass_options(
         if field.name in groups:
             group = parser.add_argument_group(groups[field.name])
         text = " ".join(docs[field.name].split()).replace("%", "%%")
-        kind = {"action": ActionYesNo} if types[field.name] is bool else {"type": types[field.name]}
+        kind: dict[str, Any] = {"type": types[field.name]}
+        if kind["type"] is bool:
+            kind = {"action": ActionYesNo}
+        elif kind["type"] == str | None:
+            kind["type"] = _TextOrNull()
         group.add_argument(f"--{field.name}", default=field.default, help=text, **kind)
+
+
+class _TextOrNull:
+    """A text, or None for the word null: as ``str | None`` a comment too would be nothing."""
+
+    def __call__(self, value: object) -> str | None:
+        if value is None or value in NULLS:
+            return None
+        if not isinstance(value, str):
+            raise ValueError(f"Expected a text or null. Got value: {value!r}")
+        return value
+
+    def __repr__(self) -> str:
+        return "str | null"
 
 
 def parse(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:

@@ -1,8 +1,9 @@
 """The four passes in broadcasting operators: any device, any strides, any mean.
 
-Means come in float64: where a channel's mean is far beyond its deviation, float32 has no digits for
-the difference that matters. x less the mean's first 24 bits is exact there; the remaining bits, ρ,
-go into the vectors, which are small. So no map is ever wider than its statistics.
+Means come in float64 where the device has it: if a channel's mean is far beyond its deviation,
+float32 has no digits for the difference that matters. x less the mean's first 24 bits is exact
+there; the remaining bits, ρ, go into the vectors, which are small. So no map is ever wider than its
+statistics.
 """
 
 from __future__ import annotations
@@ -12,16 +13,28 @@ from torch import Tensor
 
 from ..functional import statistics_dtype
 
-__all__ = ["affine", "combine", "moments", "sums"]
+__all__ = ["affine", "combine", "means_dtype", "moments", "sums"]
 
 
 def moments(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Mean, in float64, and population variance of each sample and channel, (N, C) each."""
+    """Mean, in `means_dtype`, and population variance of each sample and channel, (N, C) each."""
+    wide = means_dtype(x.device, dtype)
     if not x.numel():  # a process without images; the operator would warn of no values
         none = x.new_zeros(x.shape[:2], dtype=dtype)
-        return none.double(), none
+        return none.to(wide), none
     var = torch.var(x.to(dtype), _positions(x), correction=0)
-    return x.mean(_positions(x), dtype=torch.float64), var
+    return x.mean(_positions(x), dtype=wide), var
+
+
+def means_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """float64, or ``dtype`` on Apple's GPUs, which have none.
+
+    >>> means_dtype(torch.device("cpu"), torch.float32)
+    torch.float64
+    >>> means_dtype(torch.device("mps"), torch.float32)
+    torch.float32
+    """
+    return dtype if device.type == "mps" else torch.float64
 
 
 def affine(x: Tensor, scale: Tensor, shift: Tensor, centre: Tensor) -> Tensor:
