@@ -8,8 +8,10 @@ are outside the clock of all. timm has no trainer to import: its contender is th
 training script, with timm's factories for loader, optimizer and scheduler. Digits are in memory,
 which timm's loader does not know, so there timm's loop gets our batches; on the folder of JPEG
 files, which is made for the purpose, each reads, crops and flips by itself, in two workers.
-They, and the bare loop once more as a control (A/A), run in turn, a few seconds each, in one
-process; a round gives one ratio. The table and ``results/trainer.csv`` have the medians of the
+They, and the bare loop once more as a control (A/A), take a step each in turn, fetching and
+training: the others whenever senet's asks for its next batch. Each round trains anew and gives one
+ratio, of the median steps between the first and the last (after workers are forked, steps copy the
+pages that they share with them). The table and ``results/trainer.csv`` have the medians of the
 rounds, with the quartiles as spread. The bars are 0.95 of the bare loop, and timm's speed.
 
 The loaders are timed by themselves too, on the same JPEG files, beside the training that they
@@ -21,13 +23,15 @@ from __future__ import annotations
 
 import argparse
 import copy
+import gc
 import statistics
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +64,17 @@ from senet.training import data_options_of
 RESULTS = Path(__file__).parent / "results" / "trainer.csv"
 LOADING = "trainer-loading.csv"
 BAR = 0.95
+OURS, BARE, TIMM, AGAIN = "senet", "bare", "timm", "again"
 CLASSES, EACH = 4, 128
 """The folder of JPEG files: so many classes, so many training images of each."""
 JPEGS = TrainOptions(
-    model="timm/resnet18", data="JPEG", batch_size=32, epochs=1, image_size=64, workers=2
+    model="timm/resnet18",
+    data="JPEG",
+    batch_size=32,
+    epochs=1,
+    image_size=64,
+    workers=2,
+    limit_batches=8,
 )
 CASES = (
     TrainOptions(model="resnet20", batch_size=32, epochs=1, limit_batches=16),
@@ -109,45 +120,86 @@ class Case:
     folder: Path | None = None
 
 
-def ours(case: Case) -> float:
-    """Images a second of `senet train`'s loop, as its metrics.csv has it."""
-    options = data_options_of(case.options)
+class Turns:
+    """The loader of senet's loop, which has the others take a step before each batch.
+
+    Args:
+        loader: gives the batches.
+        others: the other loops, each of which yields when it is ready, and after each step.
+        limit: steps, or None for all batches.
+    """
+
+    def __init__(
+        self,
+        loader: DataLoader[Any],
+        others: dict[str, Generator[None, None, None]],
+        limit: int | None,
+    ) -> None:
+        self.loader, self.sampler = loader, loader.sampler
+        self.others = others
+        self.length = min(limit or len(loader), len(loader))
+        self.seconds: dict[str, list[float]] = {name: [] for name in (*others, OURS)}
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[Any]:
+        # All workers are forked before the first step: the pages that the loops share with them
+        # from then on are copied when they are first written to.
+        for other in self.others.values():
+            next(other)
+        batches = iter(self.loader)
+        for number in range(self.length):
+            first = number % len(self.others)
+            names = list(self.others)
+            for name in names[first:] + names[:first]:
+                with self._clock(name):
+                    next(self.others[name])
+            with self._clock(OURS):  # until the next batch is asked for
+                yield next(batches)
+
+    @contextmanager
+    def _clock(self, name: str) -> Iterator[None]:
+        begun = time.perf_counter()
+        yield
+        self.seconds[name].append(time.perf_counter() - begun)
+
+
+def ours(case: Case, loader: Turns) -> None:
+    """`senet train`'s loop."""
     with tempfile.TemporaryDirectory() as place:
         trainer = make_trainer(
             case.options, Path(place), export=lambda row: None, report=lambda row: None
         )
-        (row,) = fit(
+        fit(
             trainer,
             copy.deepcopy(case.model),
-            train_loader(case.data, options),
-            val_loader(case.data, options),
+            loader,  # type: ignore[arg-type]
+            val_loader(case.data, data_options_of(case.options)),
             case.options,
             Path(place),
             classes=len(case.data.classes),
         )
-    return row.images_per_second
 
 
-def bare(case: Case) -> float:
-    """Images a second of the loop one writes by hand."""
-    model = copy.deepcopy(case.model).train()
+def bare(case: Case) -> Generator[None, None, None]:
+    """The loop one writes by hand."""
     loader = train_loader(case.data, data_options_of(case.options))
+    model = copy.deepcopy(case.model).train()
     optimizer = make_optimizer(model, case.options)
-    schedule = make_schedule(optimizer, case.options, case.options.limit_batches or len(loader))
-    seed_everything(case.options.seed, 0, 0)
-    images = 0
-    begin = time.perf_counter()
-    for x, labels in islice(loader, case.options.limit_batches):
+    schedule = make_schedule(optimizer, case.options, len(loader))
+    batches = iter(loader)
+    yield
+    for x, labels in batches:
         optimizer.zero_grad()
         F.cross_entropy(model(x), labels).backward()
         optimizer.step()
         schedule.step()
-        images += len(x)
-    return images / (time.perf_counter() - begin)
+        yield
 
 
-def of_timm(case: Case) -> float:
-    """Images a second of the loop in timm's training script, for one process on the CPU."""
+def of_timm(case: Case) -> Generator[None, None, None]:
+    """The loop in timm's training script, for one process on the CPU."""
     model, options = copy.deepcopy(case.model).train(), case.options
     loader = (
         _timms_loader(case) if case.folder else train_loader(case.data, data_options_of(options))
@@ -159,19 +211,17 @@ def of_timm(case: Case) -> float:
         momentum=options.momentum,
         weight_decay=options.weight_decay,
     )
-    batches = options.limit_batches or len(loader)
     scheduler, _ = create_scheduler_v2(
         optimizer,
         sched="cosine",
         num_epochs=options.epochs,
         step_on_epochs=False,
-        updates_per_epoch=batches,
+        updates_per_epoch=len(loader),
     )
     loss_fn, losses = nn.CrossEntropyLoss(), AverageMeter()
-    seed_everything(options.seed, 0, 0)
-    images = 0
-    begin = time.perf_counter()
-    for number, (x, target) in enumerate(islice(loader, options.limit_batches)):
+    batches = iter(loader)
+    yield
+    for number, (x, target) in enumerate(batches):
         x, target = x.to("cpu"), target.to("cpu")
         loss = loss_fn(model(x), target)
         optimizer.zero_grad()
@@ -179,12 +229,34 @@ def of_timm(case: Case) -> float:
         optimizer.step()
         losses.update(loss.item(), x.size(0))
         scheduler.step_update(num_updates=number + 1, metric=losses.avg)
-        images += len(x)
-    return images / (time.perf_counter() - begin)
+        yield
+
+
+def training(case: Case, rounds: int) -> dict[str, list[float]]:
+    """Images a second of each loop in each round."""
+    speeds: dict[str, list[float]] = {OURS: [], BARE: [], TIMM: [], AGAIN: []}
+    for number in range(-1, rounds):  # the first round warms up
+        for name, seconds in _epoch(case).items():
+            if number >= 0:
+                speeds[name].append(case.options.batch_size / statistics.median(seconds[1:-1]))
+        gc.collect()  # else workers of this round would be looked after in those of the next
+    return speeds
+
+
+def _epoch(case: Case) -> dict[str, list[float]]:
+    """The seconds of each loop's steps."""
+    others = {BARE: bare(case), TIMM: of_timm(case), AGAIN: bare(case)}
+    loader = train_loader(case.data, data_options_of(case.options))
+    turns = Turns(loader, others, case.options.limit_batches)
+    ours(case, turns)
+    for other in others.values():
+        other.close()
+    return turns.seconds
 
 
 def _timms_loader(case: Case) -> DataLoader[Any]:
     """timm's loader of the folder of JPEG files, with the crops and flips of ours."""
+    assert case.folder is not None
     loader: DataLoader[Any] = create_loader(
         ImageDataset(str(case.folder / "train")),
         input_size=(3, case.data.image_size, case.data.image_size),
@@ -218,16 +290,13 @@ def _loading(loader: DataLoader[Any]) -> float:
     return images / (time.perf_counter() - begin)
 
 
-def measure(
-    case: Case, rounds: int, contestants: Mapping[str, Callable[[Case], float]]
-) -> dict[str, list[float]]:
-    """Images a second of each contestant in each round; the order turns with the rounds."""
-    speeds: dict[str, list[float]] = {name: [] for name in contestants}
-    names = list(contestants)
+def loading(case: Case, rounds: int) -> dict[str, list[float]]:
+    """Images a second of the two loaders in each round, one after the other."""
+    speeds: dict[str, list[float]] = {OURS: [], TIMM: []}
+    loaders = {OURS: our_loading, TIMM: timms_loading}
     for number in range(-1, rounds):  # the first round warms up
-        first = number % len(names)
-        for name in names[first:] + names[:first]:
-            speed = contestants[name](case)
+        for name in list(loaders)[:: 1 if number % 2 else -1]:
+            speed = loaders[name](case)
             if number >= 0:
                 speeds[name].append(speed)
     return speeds
@@ -236,26 +305,26 @@ def measure(
 def row_of(case: Case, speeds: dict[str, list[float]], rounds: int) -> dict[str, object]:
     return {
         **_what(case, rounds),
-        "bare_images_per_second": round(statistics.median(speeds["bare"]), 1),
-        "timm_images_per_second": round(statistics.median(speeds["timm"]), 1),
-        "senet_images_per_second": round(statistics.median(speeds["ours"]), 1),
-        **_ratio("ratio", speeds["ours"], speeds["bare"]),
-        **_ratio("timm_ratio", speeds["ours"], speeds["timm"]),
-        **_ratio("control", speeds["again"], speeds["bare"]),
+        "bare_images_per_second": round(statistics.median(speeds[BARE]), 1),
+        "timm_images_per_second": round(statistics.median(speeds[TIMM]), 1),
+        "senet_images_per_second": round(statistics.median(speeds[OURS]), 1),
+        **_ratio("ratio", speeds[OURS], speeds[BARE]),
+        **_ratio("timm_ratio", speeds[OURS], speeds[TIMM]),
+        **_ratio("control", speeds[AGAIN], speeds[BARE]),
     }
 
 
 def loading_row_of(
-    case: Case, training: list[float], speeds: dict[str, list[float]], rounds: int
+    case: Case, trained: list[float], speeds: dict[str, list[float]], rounds: int
 ) -> dict[str, object]:
     return {
         **_what(case, rounds),
         "workers": case.options.workers,
-        "training_images_per_second": round(statistics.median(training), 1),
-        "senet_images_per_second": round(statistics.median(speeds["ours"]), 1),
-        "timm_images_per_second": round(statistics.median(speeds["timm"]), 1),
-        "ratio": round(statistics.median(speeds["ours"]) / statistics.median(training), 4),
-        **_ratio("timm_ratio", speeds["ours"], speeds["timm"]),
+        "training_images_per_second": round(statistics.median(trained), 1),
+        "senet_images_per_second": round(statistics.median(speeds[OURS]), 1),
+        "timm_images_per_second": round(statistics.median(speeds[TIMM]), 1),
+        "ratio": round(statistics.median(speeds[OURS]) / statistics.median(trained), 4),
+        **_ratio("timm_ratio", speeds[OURS], speeds[TIMM]),
     }
 
 
@@ -308,9 +377,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=RESULTS, help="the CSV file")
     given = parser.parse_args()
-    rows, loading = [], []
-    loops = {"ours": ours, "bare": bare, "timm": of_timm, "again": bare}
-    loaders = {"ours": our_loading, "timm": timms_loading}
+    rows, loading_rows = [], []
     with tempfile.TemporaryDirectory() as place:
         jpegs = make_jpegs(Path(place, "jpegs"))
         for threads in dict.fromkeys(given.threads):
@@ -322,14 +389,15 @@ def main() -> None:
                 model = build(options, num_classes=len(data.classes))
                 folder = jpegs if options.data == str(jpegs) else None
                 case = Case(options, data, model, folder)
-                speeds = measure(case, given.rounds, loops)
+                speeds = training(case, given.rounds)
                 rows.append(row_of(case, speeds, given.rounds))
+                print({name: rows[-1][name] for name in COLUMNS}, file=sys.stderr, flush=True)
                 if folder:
-                    alone = measure(case, given.rounds, loaders)
-                    loading.append(loading_row_of(case, speeds["ours"], alone, given.rounds))
+                    alone = loading(case, given.rounds)
+                    loading_rows.append(loading_row_of(case, speeds[OURS], alone, given.rounds))
     show(f"images a second; the bar is {BAR} of the bare loop, and timm's speed", COLUMNS, rows)
-    show("loading alone, images a second, beside training", LOADING_COLUMNS, loading)
-    for path, table in ((given.out, rows), (given.out.with_name(LOADING), loading)):
+    show("loading alone, images a second, beside training", LOADING_COLUMNS, loading_rows)
+    for path, table in ((given.out, rows), (given.out.with_name(LOADING), loading_rows)):
         text = as_csv(table).encode()
         atomic_write(path, lambda file, text=text: file.write(text))
         print(f"written: {path}")

@@ -188,10 +188,7 @@ def test_how_many_assignments_there_are() -> None:
     assert RandomAssignments(1000, 15_104, None, None, 0, meta).sums.shape[0] == 20
     assert RandomAssignments(1000, 40_000, None, None, 0, meta).sums.shape[0] == 8
     assert RandomAssignments(10**6, 10**4, None, None, 0, meta).sums.shape[0] == 1
-    asked = RandomAssignments(1000, 40_000, 20, None, 0, meta).sums
-    assert asked.shape[0] == 20
-    assert asked.dtype == torch.float32
-    assert RandomAssignments(10, 100, 999, None, 0, meta).sums.dtype == torch.float64
+    assert RandomAssignments(1000, 40_000, 20, None, 0, meta).sums.shape[0] == 20
 
 
 def test_bytes_do_not_grow_with_the_stream() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -373,6 +376,33 @@ def test_images_that_are_not_finite_stop_at_the_first_step(data: ImageData, tmp_
             classes=3,
         )
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_steps_on_a_cpu_are_one_kernel_and_what_the_plain_optimizer_does(optimizer: Any) -> None:
+    options = TrainOptions(optimizer=optimizer, lr=0.1, weight_decay=0.1)
+    one = nn.Linear(17, 5).double()
+    other = copy.deepcopy(one)
+    ours = make_optimizer(one, options)
+    assert all(group["fused"] for group in ours.param_groups)
+    group = {k: v for k, v in ours.param_groups[0].items() if k not in ("params", "fused")}
+    plain = type(ours)([{**group, "params": list(other.parameters())}], fused=False)  # type: ignore[call-arg]
+    x = torch.randn(8, 17, dtype=torch.float64)
+    for _ in range(3):
+        for model, moves in ((one, ours), (other, plain)):
+            model(x).square().sum().backward()
+            moves.step()
+            moves.zero_grad()
+    torch.testing.assert_close(one.weight, other.weight, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(one.bias, other.bias, rtol=1e-12, atol=1e-14)
+
+
+def test_gradients_are_clipped_in_mixed_precision(tmp_path: Path) -> None:
+    options = TrainOptions(
+        model="resnet20", epochs=1, limit_batches=2, precision="bf16-mixed", clip_norm=1.0
+    )
+    (row,) = train(options, tmp_path / "run", say=quiet).rows
+    assert math.isfinite(row.train_loss)
 
 
 def rates(options: TrainOptions, steps: int) -> list[float]:

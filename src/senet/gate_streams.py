@@ -50,17 +50,21 @@ class ClassMoments:
         old = self.counts[present, None].double()
         self.counts[present] += count
         of_new, of_both = new / (old + new), old * new / (old + new)
-        columns = (t.split(_AT_ONCE, dim=1) for t in (x, self.mean, self.squares))
-        for part, mean_before, squares_before in zip(*columns, strict=True):
+        # Whole rows come and go: PyTorch adds to parts of rows one element after the other.
+        change = self.mean.index_select(0, present)
+        squares = torch.empty_like(change)
+        columns = (t.split(_AT_ONCE, dim=1) for t in (x, change, squares))
+        for part, change_part, squares_part in zip(*columns, strict=True):
             wide = part.double()
             mean = wide.new_zeros(len(present), wide.shape[1]).index_add_(0, of_row, wide)
             mean /= new
-            squares = torch.zeros_like(mean)
-            squares.index_add_(0, of_row, (wide - mean[of_row]).square_())
-            delta = mean.sub_(mean_before[present])
-            squares.addcmul_(delta.square(), of_both)
-            mean_before.index_add_(0, present, delta.mul_(of_new))
-            squares_before.index_add_(0, present, squares)
+            deviation = wide - mean.index_select(0, of_row)
+            within = torch.zeros_like(mean).index_add_(0, of_row, deviation.square_())
+            delta = mean.sub_(change_part)
+            torch.addcmul(within, delta.square(), of_both, out=squares_part)
+            torch.mul(delta, of_new, out=change_part)
+        self.mean.index_add_(0, present, change)
+        self.squares.index_add_(0, present, squares)
 
     def total_squares(self) -> Tensor:
         """Σ (x − mean)² over all vectors of each channel, (C,)."""
@@ -96,14 +100,16 @@ class Extremes:
         count = self._values.shape[1]
         if not count:
             return
-        peaks = x.amax(0) if self.sign > 0 else -x.amin(0)
+        largest = self.sign > 0
+        peaks = x.amax(0) if largest else -x.amin(0)
         # As the stream goes on fewer and fewer channels have anything new.
-        moved = (peaks > self._values[:, -1]).nonzero()[:, 0]
-        values = x[:, moved].t() * self.sign
-        candidates = torch.cat([self._values[moved], values], dim=1)
-        new = torch.arange(first, first + len(x), device=x.device)
-        numbers = torch.cat([self._numbers[moved], new.expand(len(moved), -1)], dim=1)
-        best = candidates.topk(count, dim=1)
+        moved: Tensor | slice = (peaks > self._values[:, -1]).nonzero()[:, 0]
+        if 2 * len(moved) > len(peaks):  # then to leave the others out costs more than it saves
+            moved = slice(None)
+        new = x[:, moved].t().topk(min(count, len(x)), dim=1, largest=largest)
+        values = torch.cat([self._values[moved], new.values * self.sign], dim=1)
+        numbers = torch.cat([self._numbers[moved], new.indices + first], dim=1)
+        best = values.topk(count, dim=1)
         self._values[moved] = best.values
         self._numbers[moved] = numbers.gather(1, best.indices)
 
@@ -146,8 +152,7 @@ class RandomAssignments:
         each = classes * channels
         if count is None:
             count = max(1, min(_USUAL, MOST_NULL_BYTES // (4 * each)))
-        dtype = torch.float64 if 8 * count * each <= MOST_NULL_BYTES else torch.float32
-        self.sums = torch.zeros(count, classes, channels, dtype=dtype, device=device)
+        self.sums = torch.zeros(count, classes, channels, device=device)
         self.sizes = torch.zeros(count, classes, dtype=torch.int64)
         self.origin: Tensor | None = None
         self._random = np.random.default_rng(seed)
@@ -157,9 +162,9 @@ class RandomAssignments:
 
     def add(self, x: Tensor) -> None:
         """Take vectors x (n, C) in."""
-        if self.origin is None:  # so that sums are of small numbers
-            self.origin = x.to(self.sums.dtype).mean(0)
-        centred = x.to(self.sums.dtype) - self.origin
+        if self.origin is None:  # so that sums are of small numbers, for which float32 will do
+            self.origin = x.mean(0)
+        centred = (x - self.origin).float()
         for sums, sizes, labels in zip(self.sums, self.sizes, self._drawn(len(x)), strict=True):
             sums.index_add_(0, labels.to(x.device), centred)
             sizes += torch.bincount(labels, minlength=len(sizes))

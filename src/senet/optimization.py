@@ -39,15 +39,27 @@ def make_optimizer(model: nn.Module, options: TrainOptions) -> torch.optim.Optim
             made = {"params": [], "lr": rate, "weight_decay": 0.0 if spared else decay}
             groups.setdefault((below, group["name"], spared), made)["params"].append(parameter)
     ordered = [groups[key] for key in sorted(groups)]
+    fused = _fused(model, options)
     if options.optimizer == "adamw":
-        return torch.optim.AdamW(ordered, lr=lr, weight_decay=decay)
+        return torch.optim.AdamW(ordered, lr=lr, weight_decay=decay, fused=fused)
     return torch.optim.SGD(
         ordered,
         lr=lr,
         momentum=options.momentum,
         nesterov=options.nesterov,
         weight_decay=decay,
+        fused=fused,
     )
+
+
+def _fused(model: nn.Module, options: TrainOptions) -> bool | None:
+    """Whether a step is one kernel for each parameter; None leaves it to PyTorch.
+
+    On a CPU it takes a Python loop over several operators if left to itself. Lightning refuses to
+    clip the gradients of a fused optimizer in mixed precision.
+    """
+    on_cpu = all(p.device.type == "cpu" for p in model.parameters())
+    return True if on_cpu and not options.precision.endswith("-mixed") else None
 
 
 def _layers(model: nn.Module) -> dict[nn.Parameter, int]:
