@@ -6,11 +6,12 @@ Three copies of one network run over the same batches, each batch through one af
 by themselves, in evaluation and inference mode, the second as a control (A/A), and one that is
 recorded, with ten classes and with a thousand. A round gives each the ratio to plain inference of
 the same round; the table and ``results/recording.csv`` have medians, with quartiles. What is timed
-goes from the second batch to the last, by default 128 images, the first and dearest of a recording:
-every channel has new extremes. What recording takes once, however many images come (its arrays
-before, the null at the end), is in a column of its own, as are the bytes that it keeps. The ratio
-by this process's CPU time stands beside that by the clock: on a shared machine it is the steadier
-of the two, with several threads the less telling. The bar is 0.95 by the clock.
+goes from the second batch to the last, by default 128 images, whose gates are looked at once, and
+which are the first and dearest of a recording: every channel has new extremes. What recording takes
+once, however many images come (its arrays before, the null at the end), is in a column of its own,
+as are the bytes that it keeps. The ratio by this process's CPU time stands beside that by the
+clock: on a shared machine it is the steadier of the two, with several threads the less telling. The
+bar is 0.95 by the clock.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ import itertools
 import statistics
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -60,7 +60,7 @@ class Turns:
     """Batches with labels that data sets would know beforehand; each runs through ``beside`` too.
 
     Args:
-        beside: networks that run for themselves, before a batch is given out.
+        beside: networks that run for themselves, before a batch is given out or after.
         count, batch, size, classes: batches, images in each, pixels a side, and labels.
     """
 
@@ -77,24 +77,31 @@ class Turns:
         self.timed = (count - 1) * batch
         self.seconds = dict.fromkeys((*beside, RECORDED), 0.0)
         self.cpu_seconds = dict(self.seconds)
+        self.all_seconds = dict(self.seconds)  # the first batch's too
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for number, labels in enumerate(self.labels.split(self.batch)):
             images = self.images[number % len(self.images)]
-            names = list(self.beside) if number % 2 else list(self.beside)[::-1]
-            for name in names:
-                with self._clock(name, number), torch.inference_mode():
-                    self.beside[name](images)
-            with self._clock(RECORDED, number):  # until the next is asked for
-                yield images, labels
+            order = [*self.beside, RECORDED]
+            first = number % len(order)
+            for name in order[first:] + order[:first]:
+                begun, cpu_begun = time.perf_counter(), time.process_time()
+                if name == RECORDED:
+                    yield images, labels  # until the next is asked for
+                else:
+                    with torch.inference_mode():
+                        self.beside[name](images)
+                seconds = time.perf_counter() - begun
+                self.all_seconds[name] += seconds
+                if number:
+                    self.seconds[name] += seconds
+                    self.cpu_seconds[name] += time.process_time() - cpu_begun
 
-    @contextmanager
-    def _clock(self, name: str, number: int) -> Iterator[None]:
-        begun, cpu_begun = time.perf_counter(), time.process_time()
-        yield
-        if number:
-            self.seconds[name] += time.perf_counter() - begun
-            self.cpu_seconds[name] += time.process_time() - cpu_begun
+    @property
+    def of_forwards(self) -> float:
+        """Seconds of all forwards; the first recorded one counts as the mean of the others."""
+        recorded = self.seconds[RECORDED] * len(self.labels) / self.timed
+        return recorded + sum(self.all_seconds[name] for name in self.beside)
 
 
 def kept_bytes(model: nn.Module, classes: int) -> int:
@@ -142,9 +149,7 @@ def main() -> None:
             took = time.perf_counter() - begun
             if number >= 0:
                 runs.append(turns)
-                once.append(
-                    took - sum(turns.seconds.values()) * given.batches / (given.batches - 1)
-                )
+                once.append(took - turns.of_forwards)
         rows.append(
             {
                 **describe(),

@@ -1,11 +1,14 @@
 """SE(BN(x)) over BN(x), forward and backward, at the sites of ResNet-50.
 
-    python benchmarks/tail.py [--runs 3] [--rounds 11] [--device cpu]
+    python benchmarks/tail.py [--runs 3] [--rounds 11] [--device cpu] [--small]
 
 Each of the four shapes is timed as often as ResNet-50 has it (3, 4, 6, 3 sites), batch 16, as at
 224²; the contenders run in turn, and a round gives each the ratio of its summed time to that of
 `F.batch_norm`. BatchNorm runs twice, as a control, and all of it is done three times. The bars are
 1.30 (NCHW) and 1.40 (channels-last). Writes results/tail.csv, or results/tail-DEVICE.csv.
+
+``--small`` takes single maps around `senet.kernels.selection.SMALL` values instead, where on a CPU
+two operations become the faster ones, and writes results/tail-small.csv.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ from senet.timing import quartiles, time_in_turn
 RESULTS = Path(__file__).parent / "results"
 SHAPES = ((256, 56, 3), (512, 28, 4), (1024, 14, 6), (2048, 7, 3))
 """Channels, height and width, sites."""
+SMALL_SHAPES = ((64, 8, 1), (32, 16, 1), (16, 32, 1), (512, 8, 1), (256, 16, 1), (128, 32, 1))
 BATCH = 16
 BARS = {"nchw": 1.30, "channels_last": 1.40}
 BASE = "batch norm"
@@ -68,10 +72,12 @@ def step(
     operation(*operands).backward(gradient)
 
 
-def measured(device: str, layout: str, rounds: int) -> Iterator[dict[str, object]]:
+def measured(
+    device: str, layout: str, rounds: int, shapes: tuple[tuple[int, int, int], ...]
+) -> Iterator[dict[str, object]]:
     """A row for each contender and shape, and the sums over all sites."""
     sums: dict[str, list[float]] = {}
-    for channels, size, sites in SHAPES:
+    for channels, size, sites in shapes:
         rng = torch.Generator().manual_seed(0)
         shape = (BATCH, channels, size, size)
         x, gradient = (
@@ -99,8 +105,9 @@ def measured(device: str, layout: str, rounds: int) -> Iterator[dict[str, object
             before = sums.get(name, [0.0] * rounds)
             sums[name] = [a + b for a, b in zip(before, all_sites, strict=True)]
             yield row(device, layout, f"{channels}×{size}²", name, own, times[BASE])
+    total = sum(sites for _, _, sites in shapes)
     for name, own in sums.items():
-        yield row(device, layout, "16 sites", name, own, sums[BASE])
+        yield row(device, layout, f"{total} sites", name, own, sums[BASE])
 
 
 def row(
@@ -125,22 +132,26 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=11, help="rounds a shape")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
+    parser.add_argument("--small", action="store_true", help="maps of few values instead")
     given = parser.parse_args()
+    shapes = SMALL_SHAPES if given.small else SHAPES
     torch.set_num_threads(given.threads)
     rows = [
         {"run": number, **entry}
         for number in range(1, given.runs + 1)
         for layout in LAYOUTS
-        for entry in measured(given.device, layout, given.rounds)
+        for entry in measured(given.device, layout, given.rounds, shapes)
     ]
-    table = Table(title=f"SE(BN(x)) over BN(x); bars {BARS}", title_justify="left")
+    bars = "" if given.small else f"; bars {BARS}"
+    table = Table(title=f"SE(BN(x)) over BN(x){bars}", title_justify="left")
     columns = ("run", "layout", "shape", "row", "ms", "ratio", "ratio_quartiles")
     for column in columns:
         table.add_column(column)
     for entry in rows:
         table.add_row(*(str(entry[column]) for column in columns))
     Console().print(table)
-    out = RESULTS / ("tail.csv" if given.device == "cpu" else f"tail-{given.device}.csv")
+    parts = ["tail", *["small"] * given.small, *[given.device] * (given.device != "cpu")]
+    out = RESULTS / f"{'-'.join(parts)}.csv"
     atomic_write(out, lambda file: file.write(as_csv(rows).encode()))
     print(f"written: {out}")
 

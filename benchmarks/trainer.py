@@ -3,16 +3,17 @@
     python benchmarks/trainer.py
 
 All train the same network from the same weights on the same images, in batches of the same size
-with the same augmentation, by the same kind of optimizer and schedule; validation and checkpoints
-are outside the clock of all. timm has no trainer to import: its contender is the loop of its
-training script, with timm's factories for loader, optimizer and scheduler. Digits are in memory,
-which timm's loader does not know, so there timm's loop gets our batches; on the folder of JPEG
-files, which is made for the purpose, each reads, crops and flips by itself, in two workers.
-They, and the bare loop once more as a control (A/A), take a step each in turn, fetching and
-training: the others whenever senet's asks for its next batch. Each round trains anew and gives one
-ratio, of the median steps between the first and the last (after workers are forked, steps copy the
-pages that they share with them). The table and ``results/trainer.csv`` have the medians of the
-rounds, with the quartiles as spread. The bars are 0.95 of the bare loop, and timm's speed.
+with the same augmentation, by the same kind of optimizer and schedule (fused in senet's and the
+bare loop, in timm's as its factory makes it); validation and checkpoints are outside the clock of
+all. timm has no trainer to import: its contender is the loop of its training script, with timm's
+factories for loader, optimizer and scheduler. Digits are in memory, which timm's loader does not
+know, so there timm's loop gets our batches; on the folder of JPEG files, which is made for the
+purpose, each reads, crops and flips by itself, in two workers. They, and the bare loop once more as
+a control (A/A), take a step each in turn, fetching and training: the others whenever senet's asks
+for its next batch. Each round trains anew and gives one ratio, of the median steps between the
+first and the last (after workers are forked, steps copy the pages that they share with them). The
+table and ``results/trainer.csv`` have the medians of the rounds, with the quartiles as spread. The
+bars are 0.95 of the bare loop, and timm's speed.
 
 The loaders are timed by themselves too, on the same JPEG files, beside the training that they
 feed: ``results/trainer-loading.csv``. Where a loader's ratio to training is above 1, it is not what
@@ -238,20 +239,21 @@ def training(case: Case, rounds: int) -> dict[str, list[float]]:
     for number in range(-1, rounds):  # the first round warms up
         for name, seconds in _epoch(case).items():
             if number >= 0:
-                speeds[name].append(case.options.batch_size / statistics.median(seconds[1:-1]))
+                speeds[name].append(case.options.batch_size / statistics.median(seconds))
         gc.collect()  # else workers of this round would be looked after in those of the next
     return speeds
 
 
 def _epoch(case: Case) -> dict[str, list[float]]:
-    """The seconds of each loop's steps."""
+    """The seconds of each loop's steps but for the first and the last."""
     others = {BARE: bare(case), TIMM: of_timm(case), AGAIN: bare(case)}
     loader = train_loader(case.data, data_options_of(case.options))
     turns = Turns(loader, others, case.options.limit_batches)
     ours(case, turns)
     for other in others.values():
         other.close()
-    return turns.seconds
+    # The last of ours ends in validation, and has no time.
+    return {name: seconds[1 : len(turns) - 1] for name, seconds in turns.seconds.items()}
 
 
 def _timms_loader(case: Case) -> DataLoader[Any]:

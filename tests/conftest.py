@@ -2,8 +2,11 @@
 
 import signal
 
+import pytest
 import torch
 from hypothesis import settings
+
+from senet.kernels import selection
 
 # The networks here are small, and the suite runs in two processes: more threads only wait.
 torch.set_num_threads(1)
@@ -17,3 +20,9 @@ settings.load_profile("suite")
 # tests start and interrupt as well.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def one_operation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Norm and block run as one operation on the small maps of tests, too."""
+    monkeypatch.setattr(selection, "SMALL", 0)

@@ -25,6 +25,7 @@ from torch.multiprocessing import start_processes
 from torch.nn.parallel import DistributedDataParallel
 
 from senet import UserError, verify
+from senet.kernels import selection
 
 WORLD = 2
 _FSDP1 = "_fsdp_wrapped_module."
@@ -130,6 +131,7 @@ def _refusal(model: nn.Module, x: Tensor) -> str:
 
 def _work(rank: int, folder: Path, name: str) -> None:
     torch.set_num_threads(1)
+    selection.SMALL = 0  # as the fixture one_operation has it
     dist.init_process_group(
         "gloo",
         init_method=(folder / "rendezvous").as_uri(),

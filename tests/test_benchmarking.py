@@ -62,7 +62,7 @@ def test_time_runs_out_between_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert now == 14
 
 
-def test_bytes_are_counted_not_timed() -> None:
+def test_bytes_are_counted_not_timed(one_operation: None) -> None:
     """What the allocator still holds after a forward is what is counted, plus the output.
 
     The most that it holds at a time in a whole step is that and one or two gradients of maps.

@@ -26,6 +26,8 @@ from senet import SqueezeExcite, UserError
 from senet.data import DataOptions, load_data, val_loader
 from senet.excitations import HIGH, LOW
 
+pytestmark = pytest.mark.usefixtures("one_operation")
+
 
 def batches(images: int, classes: int = 3, size: int = 16, step: int = 4) -> list[Any]:
     random = torch.Generator().manual_seed(0)

@@ -191,6 +191,18 @@ def test_how_many_assignments_there_are() -> None:
     assert RandomAssignments(1000, 40_000, 20, None, 0, meta).sums.shape[0] == 20
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sums_of_assignments_are_float32_whatever_the_default(dtype: torch.dtype) -> None:
+    torch.set_default_dtype(dtype)
+    try:
+        found = RandomAssignments(3, 4, 2, None, 0, torch.device("cpu"))
+        found.add(torch.rand(5, 4, dtype=dtype))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.sums.dtype == torch.float32
+    assert found.sums.abs().max() > 0
+
+
 def test_bytes_do_not_grow_with_the_stream() -> None:
     x = torch.rand(10, 4, dtype=torch.float64)
     kept = fed(x, torch.arange(10) % 3, 10)

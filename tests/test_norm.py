@@ -19,6 +19,8 @@ from senet import UserError, adopt, attach, recalibrate
 from senet.block import BlockOptions, SqueezeExcite
 from senet.norm import Recalibrated, recalibrated_modules
 
+pytestmark = pytest.mark.usefixtures("one_operation")
+
 C = 6
 NORMS = {
     "1d": (lambda: nn.BatchNorm1d(C), (3, C, 7)),

@@ -41,6 +41,8 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 from senet import SqueezeExcite, attach, attached_plan, detach, se_parameters, verify
 from senet.norm import recalibrated_modules
 
+pytestmark = pytest.mark.usefixtures("one_operation")
+
 ONCE = [["aten"]] * BLOCKS
 """Each block runs once, and as one operation with its norm."""
 

@@ -160,7 +160,7 @@ def test_equal_samples_are_no_dead_branch(value):
 # The operation that the model runs
 
 
-def test_an_operation_that_leaves_the_block_out_is_found(monkeypatch):
+def test_an_operation_that_leaves_the_block_out_is_found(one_operation, monkeypatch):
     def plain(x, norm, excitation, implementation):
         return nn.functional.batch_norm(x, None, None, norm.weight, norm.bias, True)
 

@@ -103,9 +103,9 @@ class Extremes:
         largest = self.sign > 0
         peaks = x.amax(0) if largest else -x.amin(0)
         # As the stream goes on fewer and fewer channels have anything new.
-        moved: Tensor | slice = (peaks > self._values[:, -1]).nonzero()[:, 0]
-        if 2 * len(moved) > len(peaks):  # then to leave the others out costs more than it saves
-            moved = slice(None)
+        found = (peaks > self._values[:, -1]).nonzero()[:, 0]
+        # Where most have, to leave the others out costs more than it saves.
+        moved = slice(None) if 2 * len(found) > len(peaks) else found
         new = x[:, moved].t().topk(min(count, len(x)), dim=1, largest=largest)
         values = torch.cat([self._values[moved], new.values * self.sign], dim=1)
         numbers = torch.cat([self._numbers[moved], new.indices + first], dim=1)
@@ -152,7 +152,7 @@ class RandomAssignments:
         each = classes * channels
         if count is None:
             count = max(1, min(_USUAL, MOST_NULL_BYTES // (4 * each)))
-        self.sums = torch.zeros(count, classes, channels, device=device)
+        self.sums = torch.zeros(count, classes, channels, dtype=torch.float32, device=device)
         self.sizes = torch.zeros(count, classes, dtype=torch.int64)
         self.origin: Tensor | None = None
         self._random = np.random.default_rng(seed)

@@ -42,7 +42,7 @@ def make_optimizer(model: nn.Module, options: TrainOptions) -> torch.optim.Optim
     fused = _fused(model, options)
     if options.optimizer == "adamw":
         return torch.optim.AdamW(ordered, lr=lr, weight_decay=decay, fused=fused)
-    return torch.optim.SGD(
+    sgd = torch.optim.SGD(
         ordered,
         lr=lr,
         momentum=options.momentum,
@@ -50,6 +50,11 @@ def make_optimizer(model: nn.Module, options: TrainOptions) -> torch.optim.Optim
         weight_decay=decay,
         fused=fused,
     )
+    if fused and options.momentum:
+        # The kernel needs all momenta, or none: a gradient may come later than others do.
+        for parameter in (p for group in ordered for p in group["params"]):
+            sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return sgd
 
 
 def _fused(model: nn.Module, options: TrainOptions) -> bool | None:
@@ -59,7 +64,8 @@ def _fused(model: nn.Module, options: TrainOptions) -> bool | None:
     clip the gradients of a fused optimizer in mixed precision.
     """
     on_cpu = all(p.device.type == "cpu" for p in model.parameters())
-    return True if on_cpu and not options.precision.endswith("-mixed") else None
+    clipped = options.precision.endswith("-mixed") and options.clip_norm is not None
+    return True if on_cpu and not clipped else None
 
 
 def _layers(model: nn.Module) -> dict[nn.Parameter, int]:

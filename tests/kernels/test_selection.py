@@ -8,6 +8,7 @@ from torch import Tensor
 
 from senet import UserError
 from senet.kernels import IMPLEMENTATIONS, Choice, Excitation, Norm, norm_excite, select
+from senet.kernels.selection import SMALL
 
 BLOCK = Excitation(None, None, torch.eye(3), torch.zeros(3))
 NORM = Norm(torch.ones(3), torch.zeros(3), torch.zeros(3), torch.ones(3))
@@ -18,8 +19,27 @@ class Own(Tensor):
     pass
 
 
+LARGE = torch.zeros(1).expand(SMALL // 3 // 64 + 1, 3, 8, 8)
+
+
 def test_left_to_itself_it_picks_and_says_why() -> None:
-    assert select(X, NORM, BLOCK) == Choice("aten", "norm and scale are one affine write")
+    assert select(LARGE, NORM, BLOCK) == Choice("aten", "norm and scale are one affine write")
+
+
+def test_for_small_maps_it_picks_the_two_one_after_the_other() -> None:
+    below = LARGE[:-1]
+    assert below.numel() < SMALL <= LARGE.numel()
+    choice = select(below, NORM, BLOCK)
+    assert choice.implementation == "reference"
+    size = f"{below.numel():,}"
+    assert choice.reason == f"of a map of {size} values; below 524,288 the two in turn are faster"
+    assert select(below, NORM, BLOCK, "aten") == Choice("aten", "asked for")
+
+
+def test_only_the_one_operation_computes_in_a_wider_type() -> None:
+    assert select(X.bfloat16(), NORM, BLOCK).implementation == "aten"
+    with torch.autocast("cpu", torch.bfloat16):
+        assert select(X, NORM, BLOCK).implementation == "aten"
 
 
 REFUSED = [

@@ -27,6 +27,11 @@ IMPLEMENTATIONS: Mapping[str, Implementation] = MappingProxyType(
 """Name → (x, norm, excitation) ↦ SE(BN(x))."""
 
 
+SMALL = 1 << 19
+"""Values of a map on the CPU below which starting the operators of the one operation takes longer
+than what it saves (`docs/benchmarks.md`); two modules then keep one more map, of 2 MiB at most."""
+
+
 class Choice(NamedTuple):
     """What runs, and why: why not the faster one, where there is a reason."""
 
@@ -56,6 +61,8 @@ def select(
         fast, why = "aten", "norm and scale are one affine write"
         against = _against_the_algebra(x, norm, excitation) or _against_aten(x, norm, excitation)
     if implementation is None:
+        if fast == "aten" and not against:
+            against = _is_small(x, norm, excitation)
         return Choice("reference", against) if against else Choice(fast, why)
     if implementation != "reference":
         against = _against_the_algebra(x, norm, excitation) or (
@@ -114,6 +121,15 @@ def _against_the_algebra(x: Tensor, norm: Norm, excitation: Excitation) -> str:
         if vector is not None and vector.dtype not in (x.dtype, torch.float32):
             return f"x is {x.dtype}, the norm {vector.dtype}"
     return ""
+
+
+def _is_small(x: Tensor, norm: Norm, excitation: Excitation) -> str:
+    """Why the two one after the other are faster for this map, or nothing."""
+    if x.device.type != "cpu" or norm.group is not None or x.numel() >= SMALL:
+        return ""
+    if x.dtype != excitation.w2.dtype or torch.is_autocast_enabled("cpu"):
+        return ""  # only the one operation computes in a wider type
+    return f"of a map of {x.numel():,} values; below {SMALL:,} the two in turn are faster"
 
 
 def _against_traced(norm: Norm) -> str:
