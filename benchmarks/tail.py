@@ -149,7 +149,7 @@ def main() -> None:
         table.add_column(column)
     for entry in rows:
         table.add_row(*(str(entry[column]) for column in columns))
-    Console().print(table)
+    Console(width=120).print(table)
     parts = ["tail", *["small"] * given.small, *[given.device] * (given.device != "cpu")]
     out = RESULTS / f"{'-'.join(parts)}.csv"
     atomic_write(out, lambda file: file.write(as_csv(rows).encode()))

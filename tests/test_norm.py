@@ -17,6 +17,8 @@ from torch.utils.checkpoint import checkpoint
 
 from senet import UserError, adopt, attach, recalibrate
 from senet.block import BlockOptions, SqueezeExcite
+from senet.kernels import selection
+from senet.kernels.selection import SMALL
 from senet.norm import Recalibrated, recalibrated_modules
 
 pytestmark = pytest.mark.usefixtures("one_operation")
@@ -303,8 +305,12 @@ def test_where_it_cannot_be_one_operation_all_processes_are_still_asked(
         assert "SyncBatchNorm expected input tensor to be on" in found[f"said.{how}"]
 
 
-def test_a_pass_in_evaluation_and_one_in_training_have_one_backward() -> None:
+@pytest.mark.parametrize("small", [0, SMALL])
+def test_a_pass_in_evaluation_and_one_in_training_have_one_backward(
+    small: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The second moves the running statistics that the first was made with."""
+    monkeypatch.setattr(selection, "SMALL", small)
     model, x = wrapper("2d"), torch.randn(3, C, 4, 5, dtype=torch.float64)
     truth = copy.deepcopy(model)
     truth.implementation = "reference"
@@ -313,6 +319,53 @@ def test_a_pass_in_evaluation_and_one_in_training_have_one_backward() -> None:
     (model.eval()(x).square().sum() + model.train()(x).square().sum()).backward()
     for ours, theirs in zip(model.parameters(), truth.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+@pytest.mark.parametrize("sizes", [(4, 8), (8, 4)])
+def test_a_small_and_a_large_map_have_one_backward(
+    sizes: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Crops of two sizes: one runs as two modules, the other as one operation."""
+    monkeypatch.setattr(selection, "SMALL", 3 * C * 6 * 6)
+    model = wrapper("2d")
+    truth = copy.deepcopy(model)
+    truth.implementation = "reference"
+    maps = [torch.randn(3, C, size, size, dtype=torch.float64) for size in sizes]
+    chosen = {model.choice(x).implementation for x in maps}
+    assert chosen == {"reference", "aten"}
+    for each in (model, truth):
+        torch.stack([each(x).square().sum() for x in maps]).sum().backward()
+    for ours, theirs in zip(model.parameters(), truth.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)
+    for ours, theirs in zip(model.buffers(), truth.buffers(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("how", ["as it is", "cumulative", "untracked", "no affine"])
+def test_small_maps_run_as_the_two_modules(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selection, "SMALL", SMALL)
+    options = {
+        "as it is": {},
+        "cumulative": {"momentum": None},
+        "untracked": {"track_running_stats": False},
+        "no affine": {"affine": False},
+    }[how]
+    model = recalibrate(nn.BatchNorm2d(C, **options), C).double()
+    truth = copy.deepcopy(model)
+    seen: list[Tensor] = []
+    model.se.observer = seen.append
+    for _ in range(2):
+        x = torch.randn(3, C, 4, 5, dtype=torch.float64)
+        assert model.choice(x).implementation == "reference"
+        expected = truth.se(truth.norm(x))
+        torch.testing.assert_close(model(x), expected)
+    assert len(seen) == 2
+    for ours, theirs in zip(model.buffers(), truth.buffers(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    x.requires_grad_()
+    (gradient,) = torch.autograd.grad(model(x).square().sum(), x, create_graph=True)
+    gradient.square().sum().backward()
+    assert x.grad is not None
 
 
 def test_a_process_without_images_takes_part(processes: list[dict[str, Tensor]]) -> None:

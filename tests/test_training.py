@@ -398,12 +398,16 @@ def test_steps_on_a_cpu_are_one_kernel_and_what_the_plain_optimizer_does(optimiz
 
 
 def test_a_run_that_was_begun_with_another_kernel_goes_on_with_it() -> None:
-    ours = make_optimizer(nn.Linear(2, 2), TrainOptions())
+    layer = nn.Linear(2, 2)
+    ours = make_optimizer(layer, TrainOptions())
     state = ours.state_dict()
     for group in state["param_groups"]:
         group["fused"] = None  # as older checkpoints have it
     ours.load_state_dict(state)
     assert [group["fused"] for group in ours.param_groups] == [None]
+    layer.weight.sum().backward()  # the bias has no gradient, and gets no momentum
+    ours.step()
+    assert list(ours.state) == [layer.weight]
 
 
 def test_gradients_are_clipped_in_mixed_precision(options: TrainOptions, tmp_path: Path) -> None:

@@ -30,8 +30,9 @@ class Recalibrated(nn.Module):
     new ones and would drop the block; in a wrapper it replaces the child and keeps the block.
 
     Where ``norm`` is a BatchNorm, the two run as one operation (`senet.kernels`) that costs about
-    what the norm does; `choice` says what runs and why. Set ``implementation`` to one of
-    `senet.kernels.IMPLEMENTATIONS` to have that or an error; "reference" calls the two modules.
+    what the norm does, but for small maps on a CPU; `choice` says what runs and why. Set
+    ``implementation`` to one of `senet.kernels.IMPLEMENTATIONS` to have that or an error;
+    "reference" calls the two modules.
 
     Attributes that the wrapper has not are those of ``norm``.
 

@@ -50,11 +50,21 @@ def make_optimizer(model: nn.Module, options: TrainOptions) -> torch.optim.Optim
         weight_decay=decay,
         fused=fused,
     )
-    if fused and options.momentum:
-        # The kernel needs all momenta, or none: a gradient may come later than others do.
-        for parameter in (p for group in ordered for p in group["params"]):
-            sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    if options.momentum:
+        sgd.register_step_pre_hook(_begin_momenta)
     return sgd
+
+
+def _begin_momenta(sgd: torch.optim.Optimizer, *_: Any) -> None:
+    """Momenta of 0 where there are none, as a gradient may come later than others do.
+
+    The fused kernel takes those of all parameters, or of none.
+    """
+    for group in sgd.param_groups:
+        for parameter in group["params"] if group["fused"] else ():
+            state = sgd.state[parameter]
+            if state.get("momentum_buffer") is None:
+                state["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def _fused(model: nn.Module, options: TrainOptions) -> bool | None:

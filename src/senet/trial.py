@@ -194,6 +194,7 @@ class Trial:
         self.wrappers = dict(recalibrated_modules(self.twin))
         for path, wrapper in self.wrappers.items():
             # Marked here and not where it is defined: marking imports the compiler.
+            wrapper.register_forward_pre_hook(torch.compiler.disable(_take_any_size))
             apart = torch.compiler.disable(_compare)
             compare = partial(apart, self.observed.get(path, Observed()))
             wrapper.register_forward_hook(compare, with_kwargs=True, prepend=True)
@@ -352,6 +353,19 @@ def _moved(block: SqueezeExcite) -> set[str]:
         for name, gradient in gradients.items()
         if gradient is not None and gradient.any() and gradient.isfinite().all()
     }
+
+
+def _take_any_size(wrapper: nn.Module, args: tuple[Any, ...]) -> None:
+    """Have a small map run as one operation, as a larger one will in training."""
+    assert isinstance(wrapper, Recalibrated)
+    if wrapper.implementation is not None or not args:
+        return
+    if wrapper.choice(args[0]).implementation == "reference":
+        wrapper.implementation = "aten"
+        try:
+            wrapper.choice(args[0])
+        except UserError:  # it is not its size that is against it
+            wrapper.implementation = None
 
 
 @torch.no_grad()

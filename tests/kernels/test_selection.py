@@ -37,9 +37,24 @@ def test_for_small_maps_it_picks_the_two_one_after_the_other() -> None:
 
 
 def test_only_the_one_operation_computes_in_a_wider_type() -> None:
-    assert select(X.bfloat16(), NORM, BLOCK).implementation == "aten"
+    wide = [None if t is None else t.double() for t in NORM[:4]]
+    for x, norm in (
+        (X.bfloat16(), NORM),
+        (X.double(), NORM),
+        (X.double(), Norm(*wide)),
+    ):
+        assert select(x, norm, BLOCK).implementation == "aten"
+    half = BLOCK._replace(w2=BLOCK.w2.half(), b2=BLOCK.b2.half())
+    assert select(X.half(), Norm(*(t.half() for t in wide)), half).implementation == "aten"
     with torch.autocast("cpu", torch.bfloat16):
         assert select(X, NORM, BLOCK).implementation == "aten"
+
+
+def test_fixed_statistics_of_a_small_map_are_kept_for_its_backward() -> None:
+    fixed = NORM._replace(batch_statistics=False)
+    assert select(X, fixed, BLOCK).implementation == "aten"
+    with torch.no_grad():
+        assert select(X, fixed, BLOCK).implementation == "reference"
 
 
 REFUSED = [

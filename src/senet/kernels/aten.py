@@ -85,7 +85,7 @@ class _NormExcite(torch.autograd.Function):
             passes, m, v = sample_moments(x, norm.eps)
             if norm.batch_statistics:
                 mean, var, count = batch_moments(m, v, count, norm.group)
-                update_running(norm, mean, var, count)
+                update_running(_unversioned(norm), mean, var, count)
             else:
                 mean, var = norm.fixed_statistics(m.dtype)
                 mean = mean.clone()  # kept for backward; training may move the running one first
@@ -137,6 +137,17 @@ class _NormExcite(torch.autograd.Function):
         d_weight = d_gamma.to(weight.dtype) if needs[1] else None
         d_bias = d_beta.to(bias.dtype) if needs[2] else None
         return d_x, d_weight, d_bias, *of_block, None, None
+
+
+def _unversioned(norm: Norm) -> Norm:
+    """The same running statistics, without autograd hearing that they move.
+
+    The backward of a smaller map before, which does not read them, may have them saved; BatchNorm's
+    own kernel moves them in this way.
+    """
+    if norm.running_mean is None or norm.running_var is None:
+        return norm
+    return norm._replace(running_mean=norm.running_mean.data, running_var=norm.running_var.data)
 
 
 def _is_far(m: Tensor, v: Tensor, eps: float) -> bool:

@@ -29,7 +29,7 @@ IMPLEMENTATIONS: Mapping[str, Implementation] = MappingProxyType(
 
 SMALL = 1 << 19
 """Values of a map on the CPU below which starting the operators of the one operation takes longer
-than what it saves (`docs/benchmarks.md`); two modules then keep one more map, of 2 MiB at most."""
+than what it saves (`docs/benchmarks.md`). The two keep one more map, below 2 MiB in float32."""
 
 
 class Choice(NamedTuple):
@@ -127,8 +127,15 @@ def _is_small(x: Tensor, norm: Norm, excitation: Excitation) -> str:
     """Why the two one after the other are faster for this map, or nothing."""
     if x.device.type != "cpu" or norm.group is not None or x.numel() >= SMALL:
         return ""
-    if x.dtype != excitation.w2.dtype or torch.is_autocast_enabled("cpu"):
+    if not norm.batch_statistics and torch.is_grad_enabled():
+        return ""  # PyTorch's backward would read statistics that training may have moved since
+    tensors = (norm.weight, norm.bias, norm.running_mean, norm.running_var, *excitation[:4])
+    if torch.is_autocast_enabled("cpu") or any(
+        t.dtype != x.dtype for t in tensors if t is not None
+    ):
         return ""  # only the one operation computes in a wider type
+    if x.dtype not in (torch.float32, torch.float64):
+        return ""
     return f"of a map of {x.numel():,} values; below {SMALL:,} the two in turn are faster"
 
 
