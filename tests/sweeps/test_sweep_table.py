@@ -150,3 +150,13 @@ def test_damaged_results_are_told(sweep: Sweep, rows, tmp_path: Path, damage) ->
     path.write_text(damage(path.read_text()))
     with pytest.raises(UserError, match=r"cannot read .*results.csv: .*; restore it, or remove it"):
         read_results(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "images"),
+    [({}, "of the held-out images"), ({"limit_batches": 2}, "of the first batches of held-out")],
+)
+def test_the_caption_says_of_which_images(
+    rows: list[RunResult], options: dict[str, object], images: str
+) -> None:
+    assert f"Top-1 in % {images}" in markdown(resolve(RECIPE, {"epochs": 4, **options}), rows)

@@ -173,8 +173,10 @@ def caption(sweep: Sweep, rows: Sequence[RunResult]) -> str:
     if sweep.baseline is not None:
         paired = f"; to {sweep.baseline}: difference to the run with the same seed"
     seeds = f"seed{'s' * (len(sweep.seeds) > 1)} {', '.join(map(str, sweep.seeds))}"
+    limited = any(options.limit_batches for options in sweep.options.values())
+    images = "the first batches of held-out images" if limited else "the held-out images"
     return (
-        f"{of}, {epochs}. Top-1 in % of the held-out images after the last epoch, and at "
+        f"{of}, {epochs}. Top-1 in % of {images} after the last epoch, and at "
         f"the best epoch, chosen on these same images: mean ± standard deviation over "
         f"{seeds}{paired}. MACs for one image."
     )
