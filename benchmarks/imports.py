@@ -17,10 +17,9 @@ import sys
 import time
 from pathlib import Path
 
-from senet.benchmarking import as_csv
+from senet.benchmarking import as_csv, ratio_columns
 from senet.machine import describe
 from senet.runs import atomic_write
-from senet.timing import quartiles
 
 RESULTS = Path(__file__).parent / "results" / "imports.csv"
 BAR = 1.15
@@ -46,20 +45,17 @@ def main() -> None:
             which = (number + turn) % 3
             found[which].append(seconds(names[which]))
     ours, plain, again = found
-    ratio, control = quartiles(ours, plain), quartiles(again, plain)
     row = {
         **describe(),
         "rounds": rounds,
         "torch_seconds": round(statistics.median(plain), 3),
         "senet_seconds": round(statistics.median(ours), 3),
-        "ratio": round(ratio[1], 3),
-        "ratio_quartiles": f"{ratio[0]:.3f}-{ratio[2]:.3f}",
-        "control": round(control[1], 3),
-        "control_quartiles": f"{control[0]:.3f}-{control[2]:.3f}",
+        **ratio_columns("ratio", ours, plain),
+        **ratio_columns("control", again, plain),
     }
     atomic_write(RESULTS, lambda file: file.write(as_csv([row]).encode()))
     print("\n".join(f"{key:>16}  {value}" for key, value in row.items()))
-    print(f"{'bar':>16}  {BAR}: {'met' if ratio[1] <= BAR else 'missed'}")
+    print(f"{'bar':>16}  {BAR}: {'met' if row['ratio'] <= BAR else 'missed'}")
 
 
 if __name__ == "__main__":

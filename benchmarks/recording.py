@@ -31,15 +31,14 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import senet
-from senet.benchmarking import as_csv
+from senet.benchmarking import CONTROL, PLAIN, as_csv, ratio_columns
 from senet.gate_streams import GateStream
 from senet.machine import describe
 from senet.runs import atomic_write
-from senet.timing import quartiles
 
 RESULTS = Path(__file__).parent / "results" / "recording.csv"
 BAR = 0.95
-RECORDED, PLAIN, AGAIN = "recorded", "plain", "again"
+RECORDED = "recorded"
 CLASSES = 10, 1000
 COLUMNS = {
     "threads": "threads",
@@ -118,12 +117,6 @@ def speed(runs: list[Turns], name: str) -> float:
     return statistics.median(run.timed / run.seconds[name] for run in runs)
 
 
-def ratio(head: str, seconds: list[dict[str, float]], name: str) -> dict[str, object]:
-    """Of speeds, to plain inference."""
-    low, middle, high = quartiles([s[PLAIN] for s in seconds], [s[name] for s in seconds])
-    return {head: round(middle, 4), f"{head}_quartiles": f"{low:.4f}-{high:.4f}"}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--network", default="se_resnet50")
@@ -137,7 +130,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS, help="the CSV file")
     given = parser.parse_args()
     model = senet.create_model(given.network, num_classes=1000).eval()
-    beside = {PLAIN: copy.deepcopy(model), AGAIN: copy.deepcopy(model)}
+    beside = {PLAIN: copy.deepcopy(model), CONTROL: copy.deepcopy(model)}
     rows: list[dict[str, object]] = []
     for threads, classes in itertools.product(given.threads, CLASSES):
         torch.set_num_threads(threads)
@@ -150,6 +143,8 @@ def main() -> None:
             if number >= 0:
                 runs.append(turns)
                 once.append(took - turns.of_forwards)
+        seconds = {name: [run.seconds[name] for run in runs] for name in runs[0].seconds}
+        cpu_seconds = {name: [run.cpu_seconds[name] for run in runs] for name in seconds}
         rows.append(
             {
                 **describe(),
@@ -160,9 +155,10 @@ def main() -> None:
                 "classes": classes,
                 "plain_images_per_second": round(speed(runs, PLAIN), 1),
                 "images_per_second": round(speed(runs, RECORDED), 1),
-                **ratio("ratio", [r.seconds for r in runs], RECORDED),
-                **ratio("control", [r.seconds for r in runs], AGAIN),
-                **ratio("cpu_ratio", [r.cpu_seconds for r in runs], RECORDED),
+                # Of speeds, which are one over the seconds.
+                **ratio_columns("ratio", seconds[PLAIN], seconds[RECORDED]),
+                **ratio_columns("control", seconds[PLAIN], seconds[CONTROL]),
+                **ratio_columns("cpu_ratio", cpu_seconds[PLAIN], cpu_seconds[RECORDED]),
                 "once_seconds": round(statistics.median(once), 2),
                 "kept_mb": round(kept_bytes(model, classes) / 1e6, 1),
             }

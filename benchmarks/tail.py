@@ -25,11 +25,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from senet.benchmarking import LAYOUTS, as_csv
+from senet.benchmarking import LAYOUTS, as_csv, ratio_columns
 from senet.kernels import Excitation, Norm, norm_excite
 from senet.machine import describe
 from senet.runs import atomic_write
-from senet.timing import quartiles, time_in_turn
+from senet.timing import time_in_turn
 
 RESULTS = Path(__file__).parent / "results"
 SHAPES = ((256, 56, 3), (512, 28, 4), (1024, 14, 6), (2048, 7, 3))
@@ -113,15 +113,13 @@ def measured(
 def row(
     device: str, layout: str, shape: str, name: str, own: list[float], base: list[float]
 ) -> dict[str, object]:
-    low, ratio, high = quartiles(own, base)
     return {
         **describe(device),
         "layout": layout,
         "shape": shape,
         "row": name,
         "ms": round(statistics.median(own), 3),
-        "ratio": round(ratio, 4),
-        "ratio_quartiles": f"{low:.4f}-{high:.4f}",
+        **ratio_columns("ratio", own, base),
         "rounds": len(own),
     }
 

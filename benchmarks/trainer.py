@@ -50,7 +50,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from senet.benchmarking import as_csv
+from senet.benchmarking import as_csv, ratio_columns
 from senet.classifier import seed_everything
 from senet.data import ImageData, load_data, train_loader, val_loader
 from senet.fitting import fit, make_trainer
@@ -59,7 +59,6 @@ from senet.optimization import make_optimizer, make_schedule
 from senet.options import TrainOptions
 from senet.run_network import build
 from senet.runs import atomic_write
-from senet.timing import quartiles
 from senet.training import data_options_of
 
 RESULTS = Path(__file__).parent / "results" / "trainer.csv"
@@ -310,9 +309,9 @@ def row_of(case: Case, speeds: dict[str, list[float]], rounds: int) -> dict[str,
         "bare_images_per_second": round(statistics.median(speeds[BARE]), 1),
         "timm_images_per_second": round(statistics.median(speeds[TIMM]), 1),
         "senet_images_per_second": round(statistics.median(speeds[OURS]), 1),
-        **_ratio("ratio", speeds[OURS], speeds[BARE]),
-        **_ratio("timm_ratio", speeds[OURS], speeds[TIMM]),
-        **_ratio("control", speeds[AGAIN], speeds[BARE]),
+        **ratio_columns("ratio", speeds[OURS], speeds[BARE]),
+        **ratio_columns("timm_ratio", speeds[OURS], speeds[TIMM]),
+        **ratio_columns("control", speeds[AGAIN], speeds[BARE]),
     }
 
 
@@ -326,7 +325,7 @@ def loading_row_of(
         "senet_images_per_second": round(statistics.median(speeds[OURS]), 1),
         "timm_images_per_second": round(statistics.median(speeds[TIMM]), 1),
         "ratio": round(statistics.median(speeds[OURS]) / statistics.median(trained), 4),
-        **_ratio("timm_ratio", speeds[OURS], speeds[TIMM]),
+        **ratio_columns("timm_ratio", speeds[OURS], speeds[TIMM]),
     }
 
 
@@ -340,11 +339,6 @@ def _what(case: Case, rounds: int) -> dict[str, object]:
         "batch_size": case.options.batch_size,
         "rounds": rounds,
     }
-
-
-def _ratio(name: str, own: list[float], other: list[float]) -> dict[str, object]:
-    low, ratio, high = quartiles(own, other)
-    return {name: round(ratio, 4), f"{name}_quartiles": f"{low:.4f}-{high:.4f}"}
 
 
 def make_jpegs(folder: Path) -> Path:

@@ -41,6 +41,7 @@ __all__ = [
     "Setting",
     "as_csv",
     "measure",
+    "ratio_columns",
     "records",
 ]
 
@@ -254,6 +255,16 @@ def records(network: str, found: Sequence[Measured]) -> list[dict[str, object]]:
         }
         for one in found
     ]
+
+
+def ratio_columns(name: str, own: Sequence[float], plain: Sequence[float]) -> dict[str, object]:
+    """The median of the ratios own / plain, pair by pair, and their quartiles, as two columns.
+
+    >>> ratio_columns("ratio", [3.0, 30.0, 3.0], [2.0, 20.0, 2.0])
+    {'ratio': 1.5, 'ratio_quartiles': '1.5000-1.5000'}
+    """
+    low, middle, high = quartiles(own, plain)
+    return {name: round(middle, 4), f"{name}_quartiles": f"{low:.4f}-{high:.4f}"}
 
 
 def as_csv(rows: Sequence[Mapping[str, object]]) -> str:

@@ -49,7 +49,8 @@ def record(
     is in the end as it came, also where an exception ends it.
 
     Statistics are streamed: what is kept is K × C arrays, K classes by C channels of all blocks,
-    two of them in float64 and ``permutations`` in float32, however many images come.
+    two of them in float64 and ``permutations`` in float64 where they fit, else in float32, however
+    many images come.
 
     Args:
         model: with blocks that were attached or adopted, of a released network, or its own.

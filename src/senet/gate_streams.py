@@ -152,7 +152,8 @@ class RandomAssignments:
         each = classes * channels
         if count is None:
             count = max(1, min(_USUAL, MOST_NULL_BYTES // (4 * each)))
-        self.sums = torch.zeros(count, classes, channels, dtype=torch.float32, device=device)
+        dtype = torch.float64 if 8 * count * each <= MOST_NULL_BYTES else torch.float32
+        self.sums = torch.zeros(count, classes, channels, dtype=dtype, device=device)
         self.sizes = torch.zeros(count, classes, dtype=torch.int64)
         self.origin: Tensor | None = None
         self._random = np.random.default_rng(seed)
@@ -162,9 +163,9 @@ class RandomAssignments:
 
     def add(self, x: Tensor) -> None:
         """Take vectors x (n, C) in."""
-        if self.origin is None:  # so that sums are of small numbers, for which float32 will do
-            self.origin = x.mean(0)
-        centred = (x - self.origin).float()
+        if self.origin is None:  # so that sums are of small numbers
+            self.origin = x.to(self.sums.dtype).mean(0)
+        centred = x.to(self.sums.dtype) - self.origin
         for sums, sizes, labels in zip(self.sums, self.sizes, self._drawn(len(x)), strict=True):
             sums.index_add_(0, labels.to(x.device), centred)
             sizes += torch.bincount(labels, minlength=len(sizes))
