@@ -26,7 +26,6 @@ IMPLEMENTATIONS: Mapping[str, Implementation] = MappingProxyType(
 )
 """Name → (x, norm, excitation) ↦ SE(BN(x))."""
 
-
 SMALL = 1 << 19
 """Values of a map on the CPU below which starting the operators of the one operation takes longer
 than what it saves (`docs/benchmarks.md`). The two keep one more map, below 2 MiB in float32."""
@@ -130,12 +129,9 @@ def _is_small(x: Tensor, norm: Norm, excitation: Excitation) -> str:
     if not norm.batch_statistics and torch.is_grad_enabled():
         return ""  # PyTorch's backward would read statistics that training may have moved since
     tensors = (norm.weight, norm.bias, norm.running_mean, norm.running_var, *excitation[:4])
-    if torch.is_autocast_enabled("cpu") or any(
-        t.dtype != x.dtype for t in tensors if t is not None
-    ):
+    types = {x.dtype, *(t.dtype for t in tensors if t is not None)}
+    if len(types) > 1 or x.itemsize < 4 or torch.is_autocast_enabled("cpu"):
         return ""  # only the one operation computes in a wider type
-    if x.dtype not in (torch.float32, torch.float64):
-        return ""
     return f"of a map of {x.numel():,} values; below {SMALL:,} the two in turn are faster"
 
 
