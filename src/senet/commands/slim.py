@@ -307,7 +307,7 @@ def _tell(report: SlimReport, console: Console, title: str) -> None:
     images = point.calibration.images
     say(
         f"of {images:,} calibration images, of which one is {100 / images:.2g} points; "
-        f"the budget is {report.max_drop:g} points of top-1"
+        f"the budget is {report.max_drop:g} point{'s' * (report.max_drop != 1)} of top-1"
     )
     for number, drop in report.stepped_back:
         blocks = report.points[number].blocks
