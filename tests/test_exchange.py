@@ -276,6 +276,14 @@ def reorders(model: nn.Module, folder: Path) -> int:
     return operators["ReorderInput"] + operators["ReorderOutput"]
 
 
+def test_onnx_runtime_leaves_the_processors_to_others_after_a_run(tmp_path: Path) -> None:
+    # By default its threads spin for some 50 ms, in which the next contender of a table runs.
+    path = tmp_path / "m.onnx"
+    exchange_onnx.write(Job(bottlenecks(), images(2), "{}", 20), path)
+    options = exchange_onnx.session(path).get_session_options()
+    assert options.get_session_config_entry("session.force_spinning_stop") == "1"
+
+
 def test_onnx_runtime_keeps_gated_maps_in_its_layout(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -70,6 +70,9 @@ def session(path: Path, *, threads: int | None = None, optimised: Path | None = 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or torch.get_num_threads()
     options.log_severity_level = 3  # errors; it warns of an optimised graph bound to this machine
+    # Its threads go on spinning after a run, which takes a processor from whatever runs next:
+    # from the next contender, where several are timed in turn.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     if optimised is not None:
         options.optimized_model_filepath = str(optimised)
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
