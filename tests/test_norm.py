@@ -15,8 +15,8 @@ from synchronised import SPLIT, batch, findings, network
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from senet import UserError, adopt, attach, recalibrate
-from senet.block import BlockOptions, SqueezeExcite
+from senet import SqueezeExcite, UserError, adopt, attach, recalibrate
+from senet.block import BlockOptions
 from senet.kernels import selection
 from senet.kernels.selection import SMALL
 from senet.norm import Recalibrated, recalibrated_modules
@@ -104,6 +104,50 @@ def test_a_squeeze_without_algebra_is_composed(squeeze: str) -> None:
     x = torch.randn(2, C, 4, 5, dtype=torch.float64)
     assert "the algebra is that of average pooling" in model.choice(x).reason
     torch.testing.assert_close(model(x), model.se(model.norm(x)))
+
+
+@pytest.mark.parametrize("squeeze", ["avg", "max", "none"])
+@pytest.mark.parametrize("shape", [(3, C, 4, 5), (0, C, 4, 5), (3, C, 1, 1)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_maps_with_norm_and_block_in_float32(
+    squeeze: str, shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    model = recalibrate(nn.BatchNorm2d(C), C, options=BlockOptions(reduction=2, squeeze=squeeze))
+    x = torch.randn(shape).to(dtype)
+    model.train(shape[0] > 0)
+    found, expected = model(x), model.se(model.norm(x))
+    assert found.dtype == dtype
+    torch.testing.assert_close(found, expected, rtol=2 * torch.finfo(dtype).eps, atol=1e-3)
+
+
+def test_what_is_set_on_the_wrapper_is_set_on_the_norm() -> None:
+    model = recalibrate(nn.BatchNorm2d(C), C)
+    model.momentum, model.eps = 0.01, 1e-3
+    assert (model.norm.momentum, model.norm.eps) == (0.01, 1e-3)
+    model.weight = nn.Parameter(torch.full((C,), 2.0))
+    assert set(dict(model.named_parameters())) == {
+        *("norm.weight", "norm.bias"),
+        *(f"se.{layer}.{name}" for layer in ("fc1", "fc2") for name in ("weight", "bias")),
+    }
+    assert torch.equal(model.norm.weight, torch.full((C,), 2.0))
+    model.implementation, model.note = "reference", "mine"
+    assert not hasattr(model.norm, "implementation")
+    assert not hasattr(model.norm, "note")
+    outer = recalibrate(model, C)  # what both have is each one's own
+    outer.implementation, outer.se = "aten", SqueezeExcite(C, 2)
+    assert model.implementation == "reference"
+    assert model.se is not outer.se
+    model.eval()
+    assert not model.norm.training
+
+
+@pytest.mark.parametrize("end", ["act", "drop"])
+def test_what_is_hung_on_the_empty_end_of_a_norm_is_called(end: str) -> None:
+    model = recalibrate(timm.layers.BatchNormAct2d(C, apply_act=False), C)
+    calls: list[str] = []
+    getattr(model.norm, end).register_forward_hook(lambda *_: calls.append(end))
+    model(torch.randn(2, C, 4, 5))
+    assert calls == [end]
 
 
 @pytest.mark.parametrize("where", ["norm", "se", "se.fc1", "se.fc2"])

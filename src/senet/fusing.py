@@ -42,14 +42,15 @@ def obstacle(norm: nn.Module, se: nn.Module, x: Tensor) -> str:
         return "a trace shows the modules' own operators"
     if not is_batch_norm(norm):
         return f"{type(norm).__name__} is not a BatchNorm"
-    for name in ("drop", "act"):
-        if not isinstance(getattr(norm, name, None), nn.Identity | None):
-            return f"the norm ends in its own {type(getattr(norm, name)).__name__}"
+    ends = (getattr(norm, "drop", None), getattr(norm, "act", None))
+    for end in ends:
+        if not (end is None or type(end) is nn.Identity):
+            return f"the norm ends in its own {type(end).__name__}"
     if type(se) is not SqueezeExcite or se.channels_last:
         return "the block is of another kind, or has its channels last"
     if not (type(se.fc1) in (nn.Linear, nn.Identity) and type(se.fc2) is nn.Linear):
         return "a layer of the block was replaced"
-    if any(map(is_hooked, (norm, se, se.fc1, se.fc2))):
+    if any(map(is_hooked, (norm, se, se.fc1, se.fc2, *filter(None, ends)))):
         return "a hook waits for a module to be called"
     return ""
 

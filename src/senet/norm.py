@@ -17,6 +17,10 @@ from .sites import Site
 __all__ = ["Recalibrated", "recalibrated_modules"]
 
 
+_OWN = frozenset(("norm", "se", "site", "implementation", "training"))
+"""What the wrapper has itself, whatever the wrapped module has."""
+
+
 class Recalibrated(nn.Module):
     """A transformation's last module together with the SE block that gates what it makes.
 
@@ -34,7 +38,7 @@ class Recalibrated(nn.Module):
     ``implementation`` to one of `senet.kernels.IMPLEMENTATIONS` to have that or an error;
     "reference" calls the two modules.
 
-    Attributes that the wrapper has not are those of ``norm``.
+    Attributes that the wrapper has not are those of ``norm``, to read and to set.
 
     Args:
         norm: the wrapped module, its output or first input (N, C, …).
@@ -130,6 +134,15 @@ class Recalibrated(nn.Module):
                     f"call the wrapper, or {name}() of its .norm"
                 ) from None
             return value
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """What is read from the wrapped module is set there too: ``momentum``, ``eps`` …"""
+        norm = self.__dict__.get("_modules", {}).get("norm")
+        own = name in _OWN or name in self.__dict__ or name.startswith("_")
+        if norm is not None and not own and hasattr(norm, name):
+            setattr(norm, name, value)
+        else:
+            super().__setattr__(name, value)
 
     def extra_repr(self) -> str:
         """Which tensor is gated."""

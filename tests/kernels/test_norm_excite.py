@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from operations import Case, answers, draw, error, rounded
 
 from senet.functional import ACTIVATIONS, GATES
-from senet.kernels import Excitation, Norm, aten, broadcast, channels_last, norm_excite, rows
+from senet.kernels import Excitation, Norm, aten, broadcast, channels_last, gate, norm_excite, rows
 
 FAST = ("aten", "traced")
 FORMS = (*FAST, "aten on a GPU")
@@ -292,8 +293,22 @@ def test_the_output_is_a_tensor_of_its_own(shape: tuple[int, ...]) -> None:
         y.sum().backward()
 
 
+@pytest.mark.parametrize("name", ["aten", "traced", "reference"])
+@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
+def test_with_fixed_statistics_a_bad_image_spoils_itself_only(name: str, bad: float) -> None:
+    case = Case((4, 5, 4, 6), batch_statistics=False)
+    drawn = draw(case)
+    expected = answers(case, drawn, "reference")["y"]
+    drawn.x[0, 0, 0, 0] = bad
+    found = answers(case, drawn, name)["y"]
+    assert not found[0].isfinite().all()
+    torch.testing.assert_close(found[1:], expected[1:])
+
+
 @pytest.mark.parametrize("wanted", ["x", "weight", "bias", "w1", "b1", "w2", "b2"])
-def test_only_the_gradients_that_are_asked_for(wanted: str) -> None:
+def test_only_the_gradients_that_are_asked_for(
+    wanted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     case = Case((3, 5, 4, 6))
     drawn = draw(case)
     truth = answers(case, drawn, "reference")[wanted]
@@ -303,10 +318,25 @@ def test_only_the_gradients_that_are_asked_for(wanted: str) -> None:
     tensor.requires_grad_()
     x, weight, bias, w1, b1, w2, b2 = tensors.values()
     block = Excitation(w1, b1, w2, b2)
+    computed: list[str] = []
+    of_block, of_x = gate.backward, rows.combine
+
+    def backward(*arguments: Any) -> Any:
+        found = of_block(*arguments)
+        names = zip(("w1", "b1", "w2", "b2"), found[1:], strict=True)
+        computed.extend(name for name, gradient in names if gradient is not None)
+        return found
+
+    def combine(*arguments: Any) -> Any:
+        computed.append("x")
+        return of_x(*arguments)
+
+    monkeypatch.setattr(gate, "backward", backward)
+    monkeypatch.setattr(rows, "combine", combine)
     y = norm_excite(x, Norm(weight, bias, None, None), block, "aten")
     y.backward(drawn.g)
     torch.testing.assert_close(tensor.grad, truth)
-    assert all(t is None or t is tensor or t.grad is None for t in tensors.values())
+    assert computed == [wanted] * (wanted not in ("weight", "bias"))  # of which they are made
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..functional import statistics_dtype
 from . import broadcast, channels_last, gate, rows
 from .operands import Excitation, Norm
-from .statistics import batch_moments, sum_over, update_running
+from .statistics import batch_moments, sum_over, unversioned, update_running
 
 __all__ = ["laid_out_like", "norm_excite", "passes_for", "sample_moments"]
 
@@ -85,7 +85,7 @@ class _NormExcite(torch.autograd.Function):
             passes, m, v = sample_moments(x, norm.eps)
             if norm.batch_statistics:
                 mean, var, count = batch_moments(m, v, count, norm.group)
-                update_running(_unversioned(norm), mean, var, count)
+                update_running(unversioned(norm), mean, var, count)
             else:
                 mean, var = norm.fixed_statistics(m.dtype)
                 mean = mean.clone()  # kept for backward; training may move the running one first
@@ -97,7 +97,7 @@ class _NormExcite(torch.autograd.Function):
             p, q = gate.forward(block, z)
             s = gate.gate(block, q)
             y = passes.affine(x, s * (gamma * r), s * beta, mean)
-        ctx.save_for_backward(x, weight, bias, w1, b1, w2, b2, mean, r, deviation, p, q)
+        ctx.save_for_backward(x, weight, bias, w1, w2, mean, r, deviation, p, q)
         ctx.options, ctx.count, ctx.group = options[:4], count, norm.group  # no observer
         ctx.batch_statistics = norm.batch_statistics
         return y
@@ -109,14 +109,14 @@ class _NormExcite(torch.autograd.Function):
                 "the fused norm and SE block has no second derivative (create_graph=True); "
                 "set implementation = 'reference' on the network's Recalibrated modules"
             )
-        x, weight, bias, w1, b1, w2, b2, mean, r, deviation, p, q = ctx.saved_tensors
+        x, weight, bias, w1, w2, mean, r, deviation, p, q = ctx.saved_tensors
         needs = ctx.needs_input_grad
         passes = passes_for(x, mean.dtype)
         g = laid_out_like(gradients[0], x)
         with torch.autocast(x.device.type, enabled=False):
             gamma, beta = _or_ones(weight, r), _or_zeros(bias, r)
             a = gamma * r
-            block = Excitation(w1, b1, w2, b2, *ctx.options)
+            block = Excitation(w1, None, w2, None, *ctx.options)  # no gradient asks for b₁ and b₂
             z, s = torch.addcmul(beta, gamma, deviation), gate.gate(block, q)
             s0, s1 = passes.sums(g, x, mean)
             d_s = torch.addcmul(a * s1, beta, s0)
@@ -137,17 +137,6 @@ class _NormExcite(torch.autograd.Function):
         d_weight = d_gamma.to(weight.dtype) if needs[1] else None
         d_bias = d_beta.to(bias.dtype) if needs[2] else None
         return d_x, d_weight, d_bias, *of_block, None, None
-
-
-def _unversioned(norm: Norm) -> Norm:
-    """The same running statistics, without autograd hearing that they move.
-
-    The backward of a smaller map before, which does not read them, may have them saved; BatchNorm's
-    own kernel moves them in this way.
-    """
-    if norm.running_mean is None or norm.running_var is None:
-        return norm
-    return norm._replace(running_mean=norm.running_mean.data, running_var=norm.running_var.data)
 
 
 def _is_far(m: Tensor, v: Tensor, eps: float) -> bool:

@@ -29,8 +29,10 @@ def norm_excite(x: Tensor, norm: Norm, excitation: Excitation) -> Tensor:
     """SE(BN(x)) as the two are defined, one after the other. x: (N, C, S₁, …, S_d)."""
     u = batch_norm(x, norm)
     w1, b1, w2, b2, gate, activation, gate_scale, squeeze, observer = excitation
-    z = functional.squeeze(u, squeeze)
+    # A norm and a block may be kept in float32 between layers in half precision.
+    z = functional.squeeze(u, squeeze).to(w2.dtype)
     s = functional.excite(z, w1, w2, b1, b2, gate=gate, activation=activation)
     if observer is not None:
         observer(s)
+    s = s.to(u.dtype)
     return functional.scale(u, s if gate_scale == 1.0 else s * gate_scale)

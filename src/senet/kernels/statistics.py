@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .operands import Norm
 
-__all__ = ["batch_moments", "sum_over", "update_running"]
+__all__ = ["batch_moments", "sum_over", "unversioned", "update_running"]
 
 
 def batch_moments(
@@ -53,6 +53,17 @@ def sum_over(group: dist.ProcessGroup | None, *vectors: Tensor) -> tuple[Tensor,
     together = torch.stack(vectors).double()
     dist.all_reduce(together, group=group)
     return tuple(together.to(vectors[0].dtype))
+
+
+def unversioned(norm: Norm) -> Norm:
+    """The same running statistics, without autograd hearing that they move.
+
+    The backward of a pass before, which does not read them, may have them saved; BatchNorm's own
+    kernel moves them in this way.
+    """
+    if norm.running_mean is None or norm.running_var is None:
+        return norm
+    return norm._replace(running_mean=norm.running_mean.data, running_var=norm.running_var.data)
 
 
 def update_running(norm: Norm, mean: Tensor, var: Tensor, count: int) -> None:

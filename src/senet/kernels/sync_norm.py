@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from .aten import laid_out_like, passes_for, sample_moments
 from .operands import Norm
-from .statistics import batch_moments, sum_over, update_running
+from .statistics import batch_moments, sum_over, unversioned, update_running
 
 __all__ = ["sync_norm"]
 
@@ -36,7 +36,7 @@ class _SyncNorm(torch.autograd.Function):
         with torch.autocast(x.device.type, enabled=False):
             passes, m, v = sample_moments(x, norm.eps)
             mean, var, count = batch_moments(m, v, x.numel() // x.shape[1], norm.group)
-            update_running(norm, mean, var, count)
+            update_running(unversioned(norm), mean, var, count)
             r = torch.rsqrt(var + norm.eps).to(v.dtype)
             a = r if weight is None else r * weight.to(r.dtype)
             beta = torch.zeros_like(r) if bias is None else bias.to(r.dtype)

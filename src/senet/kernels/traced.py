@@ -25,19 +25,19 @@ def norm_excite(x: Tensor, norm: Norm, excitation: Excitation) -> Tensor:
     positions = tuple(range(2, x.dim()))
     spread = (1,) * len(positions)
     with torch.autocast(x.device.type, enabled=False):
-        # All is seen from some value of each channel, so that a large mean cancels no digits.
-        origin = _some_value(x).to(dtype)
-        wide = x.to(dtype) - origin.view(1, -1, *spread)
+        # All is seen from near each channel's values, so that a large mean cancels no digits.
         if norm.batch_statistics:
+            origin = _some_value(x).to(dtype)
+            wide = x.to(dtype) - origin.view(1, -1, *spread)
             v, m = torch.var_mean(wide, positions, correction=0)
             mean = m.mean(0)
             var = v.mean(0) + (m - mean).square().mean(0)
             count = x.numel() // x.shape[1]
             update_running(norm, (mean + origin).detach(), var.detach(), count)
-        else:
-            m = wide.mean(positions)
-            mean, var = norm.fixed_statistics(dtype)
-            mean = mean - origin
+        else:  # from no image's value: what is no number in one must not reach the others
+            origin, var = norm.fixed_statistics(dtype)
+            m = (x.to(dtype) - origin.view(1, -1, *spread)).mean(positions)
+            mean = torch.zeros_like(origin)
         a = torch.rsqrt(var + norm.eps)
         a = a if norm.weight is None else a * norm.weight.to(dtype)
         z = a * (m - mean)
