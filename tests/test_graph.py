@@ -52,6 +52,36 @@ def test_channels_are_followed_through_permutations():
     ]
 
 
+@pytest.mark.parametrize(
+    ("reorder", "channel_dim"),
+    [
+        (lambda x: torch.permute(x, dims=(0, 2, 3, 1)), 3),
+        (lambda x: x.permute(dims=(0, -2, -1, 1)), 3),
+        (lambda x: torch.permute(input=x, dims=(1, 0, 2, 3)), 0),
+        (lambda x: x.transpose(dim0=1, dim1=-1), 3),
+        (lambda x: torch.transpose(x, 2, dim1=3), 1),
+        (lambda x: x.movedim(1, -1), 3),
+        (lambda x: torch.moveaxis(x, source=(1, 2), destination=(2, 1)), 2),
+        (lambda x: x.swapaxes(1, 2), 2),
+        (lambda x: torch.swapdims(x, 3, 1), 3),
+        (lambda x: x.mT, 1),
+        (lambda x: x.transpose(1, 2).mT.data, 3),
+        (lambda x: x.flip(1), 1),
+    ],
+)
+def test_channels_are_followed_however_dimensions_are_reordered(reorder, channel_dim):
+    class Reordering(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 1)
+
+        def forward(self, x):
+            return reorder(self.conv(x))
+
+    for size in ((3, 5, 6), (3, 8, 8)):  # also where sizes do not tell
+        assert _trace(Reordering(), *size).nodes[-1].channel_dim == channel_dim
+
+
 def test_the_first_argument_of_a_call_is_a_tensor_itself_or_none():
     class Calling(nn.Module):
         def __init__(self):

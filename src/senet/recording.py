@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from .graph import Call, Graph, Node
 
@@ -49,10 +50,18 @@ _SUMS: Mapping[str, tuple[str, ...]] = {
 """What counts as a sum, with the names of its arguments: two terms, and what scales the second.
 The sum of a stack over the stacked dimension is one too."""
 
+_REORDERS = (
+    *("permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "adjoint"),
+    *("t", "T", "mT", "H", "mH"),
+)
+"""What puts dimensions in another order."""
+
 
 def _name(function: Callable[..., Any]) -> str:
     """``Tensor.__iadd__``, ``Tensor.add_``, ``torch.add``, ``torch.ops.aten.add.Tensor``: "add"."""
     name = getattr(function, "__name__", "call").partition(".")[0]
+    if name == "__get__":  # of an attribute: x.mT
+        name = getattr(getattr(function, "__self__", None), "__name__", name)
     if name.startswith("__") and name.endswith("__"):
         inner = name[2:-2]
         if inner[:1] in "ir" and inner[1:] in ("add", "mul", "truediv", "sub"):
@@ -68,9 +77,12 @@ def _kind(op: str) -> str:
 
 
 def _channel_dim(
-    op: str, kind: str, args: tuple[Any, ...], like: Node, shape: tuple[int, ...]
+    op: str, kind: str, call: Callable[[Tensor], Tensor], like: Node, shape: tuple[int, ...]
 ) -> int | None:
-    """Where the channels are, given where they were in the first argument."""
+    """Where the channels are, given where they were in ``like``.
+
+    ``call`` calls the function as it was called, with another tensor in like's place.
+    """
     rank = len(shape)
     if kind == "conv" or (kind == "norm" and op != "layer_norm"):
         return 1
@@ -80,12 +92,10 @@ def _channel_dim(
         return _reshaped_channel_dim(like, shape)
     if like.channel_dim is None:
         return None
-    if op == "permute":
-        order = args[1] if isinstance(args[1], Sequence) else args[1:]
-        return [d % rank for d in order].index(like.channel_dim)
-    if op == "transpose":
-        swapped = {args[1] % rank: args[2] % rank, args[2] % rank: args[1] % rank}
-        return swapped.get(like.channel_dim, like.channel_dim)
+    if op in _REORDERS:  # shown where each dimension goes, for no two are of a size
+        sizes = range(2, 2 + len(like.shape))
+        moved = call(torch.empty(tuple(sizes), device="meta")).shape
+        return moved.index(sizes[like.channel_dim])
     return like.channel_dim if rank == len(like.shape) else None
 
 
@@ -189,7 +199,8 @@ class Recorder(TorchFunctionMode):
             if kernel and tensor.dim() != len(kernel) + 2:
                 dim = None  # of one sample without a batch, whose channels come first
             else:
-                dim = _channel_dim(op, kind, args, like, tuple(tensor.shape))
+                call = partial(_with_tensor, func, args, kwargs)
+                dim = _channel_dim(op, kind, call, like, tuple(tensor.shape))
             node = self._add(tensor, op, kind, parents, dim, kernel, groups)
             if kind == "stack":
                 self.stacked[node] = _argument("dim", 1, args, kwargs, 0) % tensor.dim()
@@ -260,6 +271,16 @@ class Recorder(TorchFunctionMode):
         node = Node(index, op, kind, parents, shape, module, channel_dim, kernel, groups)
         self.nodes.append(node)
         return index
+
+
+def _with_tensor(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], tensor: Tensor
+) -> Any:
+    """The function of these arguments, ``tensor`` in the place of those that are tensors."""
+    args, kwargs = tree_map(
+        lambda value: tensor if isinstance(value, Tensor) else value, (args, dict(kwargs))
+    )
+    return function(*args, **kwargs)
 
 
 def _argument(
