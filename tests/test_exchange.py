@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import json
+import math
+import re
+import shutil
 import sys
+import weakref
 import zipfile
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
 import torch
 from networks import randomise, small_resnet
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import senet
 from senet import SqueezeExcite, UserError
 from senet.benchmarking import PLAIN, Setting, measure
 from senet.deployment import deploy
-from senet.exchange import FORMATS, read_exported, ship
+from senet.exchange import FORMATS, archive, read_exported, ship
 from senet.exchange import onnx as exchange_onnx
 from senet.exchange.forms import GatedConvolution, GatedMap, in_blocks
 from senet.exchange.job import Job
@@ -28,6 +34,12 @@ from senet.runs import ModelCard
 
 CLASSES = ("Ärger", 'a "quoted" <class>', "c & d", "猫", "e\nf")
 SUFFIXES = [row.suffix for row in FORMATS.values()]
+WRONG = {
+    ".onnx": "is no ONNX file for this machine",
+    ".xml": "are no model of OpenVINO's",
+    ".pt2": "is no file of torch.export|is damaged",
+}
+"""What is said of a file that cannot be read."""
 
 
 def card(**changes: object) -> ModelCard:
@@ -112,6 +124,54 @@ def test_logits_that_are_no_numbers_are_not_kept(tmp_path: Path) -> None:
     with torch.no_grad():
         next(broken.parameters()).fill_(float("nan"))
     assert ship(broken, card(), tmp_path / "nan.onnx", images=images()).files == ()
+
+
+def test_readers_have_to_agree_on_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one of two readers makes of a file is no number; the other one's is right."""
+
+    def read(path: Path) -> tuple[None, Any]:
+        return None, lambda x: archive.read(path)[1](x) * float("nan")
+
+    row = replace(FORMATS["torch"], read=read)
+    monkeypatch.setattr("senet.exchange.shipping.FORMATS", {"torch": row})
+    shipment = ship(network(), card(), tmp_path / "n.pt2", images=images(), format="torch")
+    assert shipment.files == ()
+    assert math.isnan(shipment.difference)
+
+
+def test_a_folder_is_in_the_way(tmp_path: Path) -> None:
+    out = tmp_path / "folder.xml"
+    out.mkdir()
+    with pytest.raises(UserError, match="it is a folder"):
+        ship(network(), card(), out, images=images(), format="openvino")
+
+
+def test_a_full_disk_leaves_the_files_of_before(
+    files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = {}
+    for suffix in (".xml", ".bin"):
+        (tmp_path / f"n{suffix}").write_bytes(b"of before" + suffix.encode())
+        old[f"n{suffix}"] = b"of before" + suffix.encode()
+
+    def full(source: object, target: Any) -> None:
+        with open("/dev/full", "wb") as device:
+            device.write(b"x")
+
+    monkeypatch.setattr(shutil, "copyfileobj", full)
+    with pytest.raises(UserError, match="No space left"):
+        ship(network(), card(), tmp_path / "n.xml", images=images(), format="openvino")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == old
+
+
+def test_an_operator_that_openvino_has_not_is_told_in_a_line(tmp_path: Path) -> None:
+    class Ranking(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.special.bessel_j0(x.mean((2, 3)))
+
+    with pytest.raises(UserError, match=r"Ranking has no OpenVINO form: .*bessel_j0") as caught:
+        ship(Ranking(), card(), tmp_path / "n.xml", images=images(), format="openvino")
+    assert "\n" not in str(caught.value)
 
 
 def test_small_logits_are_compared_in_their_own_units(
@@ -373,9 +433,69 @@ def test_damaged_files_are_told_in_a_line(
     data = {"cut": whole[: len(whole) // 2], "empty": b"", "text": b"no network"}[damage]
     out = tmp_path / f"damaged{suffix}"
     out.write_bytes(data)
-    with pytest.raises(UserError, match="damaged") as caught:
+    with pytest.raises(UserError, match=WRONG[suffix]) as caught:
         read_exported(out)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "bytes_there",
+    [{8: 1}, {8: 32}, {6: 99}, {23: 127, 27: 127}],
+    ids=["encrypted", "patched", "version", "sizes"],
+)
+def test_an_archive_with_a_damaged_directory(
+    files: dict[str, Path], tmp_path: Path, bytes_there: dict[int, int]
+) -> None:
+    """It has no checksum: a flipped bit there says that all is encrypted, or of another kind."""
+    data = bytearray(files[".pt2"].read_bytes())
+    for entry in re.finditer(b"PK\x01\x02", bytes(data)):
+        for at, byte in bytes_there.items():
+            data[entry.start() + at] = byte
+    out = tmp_path / "o.pt2"
+    out.write_bytes(data)
+    with pytest.raises(UserError, match=f"{WRONG['.pt2']}|cannot be read") as caught:
+        read_exported(out)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_onnx_file_without_images_is_told(tmp_path: Path) -> None:
+    value = onnx.helper.make_tensor("v", onnx.TensorProto.FLOAT, [1], [1.0])
+    node = onnx.helper.make_node("Constant", [], ["logits"], value=value)
+    made = onnx.helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, [1])
+    graph = onnx.helper.make_graph([node], "constant", [], [made])
+    opset = onnx.helper.make_opsetid("", 20)
+    onnx.save(
+        onnx.helper.make_model(graph, opset_imports=[opset], ir_version=10), tmp_path / "c.onnx"
+    )
+    with pytest.raises(UserError, match="takes 0 inputs, not images"):
+        read_exported(tmp_path / "c.onnx")
+
+
+def test_maps_that_nobody_reads_any_more_are_let_go(tmp_path: Path) -> None:
+    """Of a chain of maps two or three live at a time, however long it is."""
+    chain = nn.Sequential(*[nn.Conv2d(3, 3, 1) for _ in range(9)], nn.AdaptiveAvgPool2d(1))
+    out = tmp_path / "chain.pt2"
+    model = nn.Sequential(chain, nn.Flatten()).eval()
+    ship(model, card(num_classes=3, classes=("a", "b", "c")), out, images=images(), format="torch")
+    runner = archive.read(out)[1]
+    alive: list[weakref.ref[Tensor]] = []
+    most = 0
+
+    class Watching(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            nonlocal most
+            made = func(*args, **(kwargs or {}))
+            if isinstance(made, Tensor) and made.dim() == 4:
+                alive.append(weakref.ref(made))
+            most = max(most, sum(each() is not None for each in alive))
+            return made
+
+    with torch.inference_mode(), Watching():
+        runner(images())
+    assert len(alive) >= 9
+    assert most <= 3  # the third within an operator
 
 
 def test_files_that_lack_something_are_told(files: dict[str, Path], tmp_path: Path) -> None:

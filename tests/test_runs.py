@@ -37,6 +37,7 @@ from senet.runs import (
     plan_of,
     read_card,
     save_model,
+    write_together,
 )
 
 CLASSES = ("cat", 'd"o\\g', "狐\n\t/..")
@@ -146,6 +147,26 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
 
     assert "No space left" in refusal(lambda: atomic_write(path, fill))
     assert path.read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("broken", ["first", "last"])
+def test_files_that_belong_together_are_exchanged_together(tmp_path: Path, broken: str) -> None:
+    first, last = tmp_path / "weights", tmp_path / "index"
+    old = {path: path.name.encode() for path in (first, last)}
+    for path, data in old.items():
+        path.write_bytes(data)
+
+    def fail(file: BinaryIO) -> None:
+        raise OSError(28, "No space left on device")
+
+    def write(file: BinaryIO) -> None:
+        file.write(b"new")
+
+    files = {first: fail, last: write} if broken == "first" else {first: write, last: fail}
+    assert "No space left" in refusal(lambda: write_together(files))
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == old
+    write_together({first: write, last: write})
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == dict.fromkeys(old, b"new")
 
 
 KILLED = """

@@ -37,6 +37,7 @@ __all__ = [
     "read_card",
     "read_weights",
     "save_model",
+    "write_together",
 ]
 
 WEIGHTS = "model.safetensors"
@@ -51,22 +52,40 @@ def atomic_write(path: Path, write: Callable[[BinaryIO], object]) -> None:
     ``OSError``, such as a full disk; whatever else ``write`` raises passes through. A killed
     process leaves a file behind that ``is_temporary`` knows.
     """
-    path = Path(path)
-    beside = path.parent / _LEFTOVER.format(f"{os.getpid()}-{secrets.token_hex(4)}")
+    write_together({Path(path): write})
+
+
+def write_together(files: Mapping[Path, Callable[[BinaryIO], object]]) -> None:
+    """The same for files that belong together: the old ones stay until all new ones are written.
+
+    The last is the one that names the others. It is gone while they are exchanged, so that it
+    never stands beside those of another.
+    """
+    places = {path: _beside(path) for path in files}
     try:
         try:
-            # Not tempfile, whose files only their owner can read, also after the move.
-            with beside.open("xb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(beside, path)
+            for path, write in files.items():
+                # Not tempfile, whose files only their owner can read, also after the move.
+                with places[path].open("xb") as file:
+                    write(file)
+                    file.flush()
+                    os.fsync(file.fileno())
+            if len(places) > 1:
+                path.unlink(missing_ok=True)
+            for path, beside in places.items():
+                os.replace(beside, path)
         except BaseException:
-            beside.unlink(missing_ok=True)
+            for beside in places.values():
+                beside.unlink(missing_ok=True)
             raise
-        _sync_folder(path.parent)
+        for folder in {path.parent for path in places}:
+            _sync_folder(folder)
     except OSError as error:
         raise UserError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
+
+
+def _beside(path: Path) -> Path:
+    return path.parent / _LEFTOVER.format(f"{os.getpid()}-{secrets.token_hex(4)}")
 
 
 def _sync_folder(folder: Path) -> None:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 import operator
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,12 @@ _MEMORY_FORMATS = {
     4: torch.preserve_format,
 }
 _MAJOR = 8  # version of the JSON's schema
+# Documents have many ways of not being what they should be; the last two are zipfile's, of an
+# archive that is encrypted, of another version or cut off.
+_DAMAGES = (
+    *(KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError),
+    *(RuntimeError, EOFError),
+)
 
 
 def read(path: Path) -> tuple[str | None, Runner]:
@@ -79,8 +85,7 @@ def read(path: Path) -> tuple[str | None, Runner]:
         raise UserError(f"{str(path)!r} is no file of torch.export: {error}") from error
     except _RefusedError as error:
         raise UserError(f"{str(path)!r} cannot be read: {error}") from error
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        # Documents have many ways of not being what they should be.
+    except _DAMAGES as error:
         raise UserError(f"{str(path)!r} is damaged: {error!r}") from error
     return document, network
 
@@ -91,12 +96,16 @@ class _RefusedError(Exception):
 
 @dataclass(frozen=True)
 class _Call:
-    """One operator, its arguments as in the file, and the names of what it makes."""
+    """One operator, its arguments as in the file, and the names of what it makes.
+
+    After it nobody reads what ``last_read`` names.
+    """
 
     operator: Callable[..., Any]
     arguments: Sequence[tuple[str | None, Callable[[Mapping[str, Any]], Any]]]
     outputs: tuple[str, ...]
     unpacked: bool
+    last_read: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -115,6 +124,9 @@ class _Network:
                 **{name: value for name, value in given if name is not None},
             )
             values.update(zip(call.outputs, made if call.unpacked else (made,), strict=True))
+            del made, given
+            for name in call.last_read:
+                del values[name]
         logits: Tensor = values[self.logits]
         return logits
 
@@ -174,8 +186,25 @@ def _network(module: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> _Netwo
         raise _RefusedError(f"it maps {len(images)} inputs to {kinds}, not images to logits")
     (logits,) = graph["outputs"]
     # What makes nothing only asserts.
-    calls = [_call(node) for node in graph["nodes"] if node["outputs"]]
-    return _Network(calls, weights, images[0], logits["as_tensor"]["name"])
+    nodes = [node for node in graph["nodes"] if node["outputs"]]
+    calls: list[_Call] = []
+    awaited = {logits["as_tensor"]["name"]}
+    for node in reversed(nodes):  # from the end, so that who reads a value last comes first
+        call = _call(node)
+        last = {*_read_by(node), *call.outputs} - awaited
+        awaited |= last
+        calls.append(replace(call, last_read=frozenset(last)))
+    return _Network(calls[::-1], weights, images[0], logits["as_tensor"]["name"])
+
+
+def _read_by(node: Mapping[str, Any]) -> Iterator[str]:
+    """The names of the values among a call's arguments."""
+    for entry in node["inputs"]:
+        ((kind, value),) = entry["arg"].items()
+        if kind in ("as_tensor", "as_sym_int", "as_tensors", "as_sym_ints"):
+            for each in value if kind.endswith("s") else (value,):
+                if "as_int" not in each:
+                    yield _name(each)
 
 
 def _call(node: Mapping[str, Any]) -> _Call:
@@ -226,8 +255,13 @@ def _argument(argument: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], Any]
 def _reference(value: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], Any]:
     if "as_int" in value:
         return lambda values: value["as_int"]
-    name = value["as_name"] if "as_name" in value else value["name"]
+    name = _name(value)
     return lambda values: values[name]
+
+
+def _name(value: Mapping[str, Any]) -> str:
+    name: str = value["as_name"] if "as_name" in value else value["name"]
+    return name
 
 
 def _constant(kind: str, value: Any) -> Any:

@@ -91,11 +91,13 @@ def read(path: Path) -> tuple[str | None, Runner]:
         raise UserError(
             f"{str(path)!r} is no ONNX file for this machine: {_line(error)}"
         ) from error
-    (name, *_) = [each.name for each in opened.get_inputs()]
+    names = [each.name for each in opened.get_inputs()]
+    if len(names) != 1:
+        raise UserError(f"{str(path)!r} takes {len(names)} inputs, not images")
 
     def run(images: Tensor) -> Tensor:
         try:
-            outputs = opened.run(None, {name: images.numpy()})
+            outputs = opened.run(None, {names[0]: images.numpy()})
         except failures as error:
             raise UserError(f"{str(path)!r} does not run: {_line(error)}") from error
         return torch.from_numpy(outputs[0])

@@ -17,12 +17,17 @@ def write(job: Job, path: Path) -> None:
     """Write ``path`` and its .bin, in float32; the batch is open, images and logits named so.
 
     Raises:
-        UserError: the network cannot be exported.
+        UserError: the network cannot be exported, or has an operator that OpenVINO has not.
     """
     import openvino
+    from openvino.frontend import OpConversionFailure
 
     # Matrix products and broadcast gates fuse here: the deployed form stays as it is.
-    model = openvino.convert_model(exported_program(job))
+    try:
+        model = openvino.convert_model(exported_program(job))
+    except OpConversionFailure as error:
+        name = type(job.model).__name__
+        raise UserError(f"{name} has no OpenVINO form: {_line(error)}") from error
     model.reshape([-1, *job.example.shape[1:]])
     for port, name in ((model.input(0), "images"), (model.output(0), "logits")):
         port.get_tensor().set_names({name})
@@ -66,4 +71,5 @@ def _line(error: Exception) -> str:
     """The line of a message that says what is wrong; the others say where in OpenVINO."""
     lines = [line.strip() for line in str(error).splitlines()]
     told = [line for line in lines if line and not line.startswith(("Exception from", "Check '"))]
-    return told[0] if told else "no reason given"
+    rules = [line for line in told if "No conversion rule" in line]  # the last of a conversion's
+    return (rules or told or ["no reason given"])[0].removeprefix("-- ")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from ..deployment import Report, deploy
 from ..errors import UserError
-from ..runs import ModelCard, atomic_write
+from ..runs import ModelCard, write_together
 from ..timing import quartiles, time_in_turn
 from .job import OPSET, Job, Runner
 from .table import FORMATS
@@ -100,6 +101,8 @@ def ship(
         raise UserError(f"{str(out)!r} does not end in {row.suffix}, as {row.name} files do")
     if not out.parent.is_dir():
         raise UserError(f"cannot write {str(out)!r}: {str(out.parent)!r} is no folder")
+    if out.is_dir():
+        raise UserError(f"cannot write {str(out)!r}: it is a folder")
     form = model if as_trained else deploy(model, example_inputs=images[:1])
     # Two images: with one in it, an example is taken for a batch that is always one.
     # Where the data lay is nobody's business who gets the file.
@@ -112,7 +115,9 @@ def ship(
         runner = row.run(made)[1]
         runners = [runner] if row.run is row.read else [runner, row.read(made)[1]]
         largest = expected.abs().max().item()
-        difference = max(_difference(each, images, expected) for each in runners)
+        # By torch: in Python's max() a difference that is no number would get lost.
+        found = [_difference(each, images, expected) for each in runners]
+        difference = torch.tensor(found, dtype=torch.float64).max().item()
         report = getattr(form, "report", None)
         if not difference <= tolerance:  # also where it is not a number
             return Shipment((), difference, largest, None, report)
@@ -148,12 +153,14 @@ def _timed(runner: Runner, twin: Runner | None, images: Tensor) -> Timing:
 
 
 def _keep(made: Path, out: Path) -> tuple[Path, ...]:
-    """Copy what was made to its place; what is named in the end is whole."""
+    """Copy what was made to its place, the file that names the others last."""
     others = sorted(path for path in made.parent.iterdir() if path.is_file() and path != made)
-    if others:
-        out.unlink(missing_ok=True)  # the file that names the others never meets those of another
-    files = [(path, out.with_suffix(path.suffix)) for path in others] + [(made, out)]
-    for source, target in files:
-        with source.open("rb") as data:
-            atomic_write(target, lambda file, data=data: shutil.copyfileobj(data, file))  # type: ignore[misc]
-    return tuple(target for _, target in reversed(files))
+    with ExitStack() as opened:
+        files = {
+            out.with_suffix(path.suffix): partial(
+                shutil.copyfileobj, opened.enter_context(path.open("rb"))
+            )
+            for path in (*others, made)
+        }
+        write_together(files)
+    return tuple(reversed(files))

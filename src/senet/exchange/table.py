@@ -129,7 +129,9 @@ def _try(network: nn.Module, card: ModelCard, path: Path) -> None:
     try:
         with torch.inference_mode():
             logits = network(torch.zeros(size))
-    except (RuntimeError, TypeError, KeyError) as error:
+    except UserError:
+        raise
+    except (RuntimeError, TypeError, KeyError, ValueError, IndexError, ArithmeticError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise UserError(f"{str(path)!r} does not run on images {size}: {reason}") from error
     if logits.shape != (1, card.num_classes):
