@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from senet.benchmarking import COLUMNS, Measured, Setting, as_csv, measure, records
+from senet.benchmarking import COLUMNS, RUNTIMES, Measured, Setting, as_csv, measure, records
 from senet.commands.bench import show
 from senet.contenders import contenders
 from senet.models import native_input_size
@@ -36,15 +36,13 @@ NETWORKS = (
 )
 TRAINING = ("bytes", "train", "train-compiled")
 KEYS = ("column", "batch", "layout", "row")
-ONE_LAYOUT = ("onnxruntime", "openvino")
-"""Runtimes that choose a layout themselves."""
 
 
 def settings(name: str, columns: list[str]) -> list[Setting]:
     size = native_input_size(name)[1]
     found = []
     for column in columns:
-        for layout in ["nchw"] if column in ONE_LAYOUT else ["nchw", "channels_last"]:
+        for layout in ["nchw"] if column in RUNTIMES else ["nchw", "channels_last"]:
             if column in TRAINING:
                 found.append(Setting(column, 16, min(size, 128), layout))
             else:

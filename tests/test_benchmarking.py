@@ -208,6 +208,8 @@ def test_a_network_that_has_se_is_compared_with_itself() -> None:
         (Setting("speed", 2, 16), 1, "unknown column 'speed'"),
         (Setting("train", 2, 16, "nhwc"), 1, "unknown layout 'nhwc'"),
         (Setting("train", 2, 16), 0, "rounds is 0"),
+        (Setting("openvino", 2, 16, dtype="bfloat16"), 1, "float32 on the CPU.* got bfloat16"),
+        (Setting("onnxruntime", 2, 16, "channels_last"), 1, "in NCHW; got .*channels_last"),
     ],
 )
 def test_mistakes(setting: Setting, rounds: int, message: str) -> None:
@@ -234,9 +236,21 @@ def test_the_command_prints_a_table_and_writes_the_figures(
     assert printed[0]["torch"] == torch.__version__
 
 
+def test_figures_are_shown_also_where_they_cannot_be_written(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ["resnet20", "--columns=bytes", "--batch=2", f"--csv={tmp_path}"]
+    assert main(["bench", *words]) == 2
+    out, err = capfd.readouterr()
+    assert "bytes ×2" in out
+    assert "cannot write" in err
+
+
 def test_the_command_names_mistakes(capfd: pytest.CaptureFixture[str]) -> None:
     for arguments, message in (
-        (["resnet20", "--columns", "speed"], "unknown column 'speed'"),
+        (["resnet20", "--columns", "infer,speed"], "unknown column 'speed'"),
+        (["resnet20", "--columns", ", "], "columns is ', ', which names none"),
+        (["resnet20", "--columns=train,onnxruntime", "--dtype=bfloat16"], "got bfloat16"),
         (["resnet20", "--infer_batch", "x"], "infer_batch is 'x'"),
         (["resnet20", "--dtype", "int8"], "dtype is 'int8'"),
         (["resnet20", "--batch", "0"], "at least 1"),

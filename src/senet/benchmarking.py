@@ -37,9 +37,11 @@ __all__ = [
     "CONTROL",
     "LAYOUTS",
     "PLAIN",
+    "RUNTIMES",
     "Measured",
     "Setting",
     "as_csv",
+    "check",
     "measure",
     "ratio_columns",
     "records",
@@ -49,6 +51,8 @@ PLAIN, CONTROL = "plain", "plain again"
 LAYOUTS: Mapping[str, torch.memory_format] = MappingProxyType(
     {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
 )
+RUNTIMES = ("onnxruntime", "openvino")
+"""Columns of other runtimes: in float32 on the CPU, and in a layout that they choose themselves."""
 Run = Callable[[], object]
 
 
@@ -111,6 +115,25 @@ class Measured:
     rounds: int
 
 
+def check(setting: Setting) -> None:
+    """Refuse what cannot be measured.
+
+    Raises:
+        UserError: an unknown column or layout, or one that the column has not.
+    """
+    if setting.column not in (*COLUMNS, "bytes"):
+        known = nearest(setting.column, (*COLUMNS, "bytes"))
+        raise UserError(f"unknown column {setting.column!r}; {known}")
+    if setting.layout not in LAYOUTS:
+        raise UserError(f"unknown layout {setting.layout!r}; {nearest(setting.layout, LAYOUTS)}")
+    own = Setting(setting.column, setting.batch, setting.size)
+    if setting.column in RUNTIMES and setting != own:
+        raise UserError(
+            f"the column {setting.column!r} is measured in float32 on the CPU, of images in NCHW; "
+            f"got {setting.dtype}, {setting.device}, {setting.layout}"
+        )
+
+
 def measure(
     contenders: Mapping[str, Callable[[], nn.Module]],
     setting: Setting,
@@ -129,14 +152,10 @@ def measure(
         until: when to stop, by `time.monotonic`: fewer rounds are timed then.
 
     Raises:
-        UserError: an unknown column or layout, or no round.
+        UserError: see `check`; or no round.
         TimeoutError: not a round was whole by then.
     """
-    if setting.column not in (*COLUMNS, "bytes"):
-        known = nearest(setting.column, (*COLUMNS, "bytes"))
-        raise UserError(f"unknown column {setting.column!r}; {known}")
-    if setting.layout not in LAYOUTS:
-        raise UserError(f"unknown layout {setting.layout!r}; {nearest(setting.layout, LAYOUTS)}")
+    check(setting)
     if rounds < 1:
         raise UserError(f"rounds is {rounds}, but must be at least 1")
     if setting.column == "bytes":
@@ -175,10 +194,6 @@ def _training(model: nn.Module, setting: Setting, compiled: bool = False) -> Run
     return run
 
 
-def _compiled_training(model: nn.Module, setting: Setting) -> Run:
-    return _training(model, setting, compiled=True)
-
-
 def _inference(model: nn.Module, setting: Setting, compiled: bool = False) -> Run:
     """A forward of the deployed network; a plain one has its norms folded all the same."""
     x = setting.images()
@@ -197,15 +212,11 @@ def _inference(model: nn.Module, setting: Setting, compiled: bool = False) -> Ru
     return run
 
 
-def _compiled_inference(model: nn.Module, setting: Setting) -> Run:
-    return _inference(model, setting, compiled=True)
-
-
 def _exported(model: nn.Module, setting: Setting, name: str) -> Run:
-    """The deployed network in another runtime, which chooses a layout itself."""
+    """The deployed network in another runtime."""
     format = FORMATS[name]
     format.require(writing=True)
-    x = setting.images().cpu()
+    x = setting.images()
     example = x[:1].repeat(2, 1, 1, 1)  # one image would be taken for a batch that is always one
     job = Job(deploy(model, example_inputs=x[:1]), example, "")
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
@@ -218,9 +229,9 @@ def _exported(model: nn.Module, setting: Setting, name: str) -> Run:
 COLUMNS: Mapping[str, Callable[[nn.Module, Setting], Run]] = MappingProxyType(
     {
         "train": _training,
-        "train-compiled": _compiled_training,
+        "train-compiled": partial(_training, compiled=True),
         "infer": _inference,
-        "infer-compiled": _compiled_inference,
+        "infer-compiled": partial(_inference, compiled=True),
         "onnxruntime": partial(_exported, name="onnx"),
         "openvino": partial(_exported, name="openvino"),
     }

@@ -22,6 +22,7 @@ from ..benchmarking import (
     Measured,
     Setting,
     as_csv,
+    check,
     measure,
     records,
 )
@@ -97,6 +98,10 @@ def main(argv: Sequence[str]) -> int:
         size = models.native_input_size(given.name)[1]
     models.check_image_size(next(iter(rows.values()))(), given.name, size)
     settings = list(_settings(given, size, device))
+    if not settings:
+        raise UserError(f"columns is {given.columns!r}, which names none; try bytes,train,infer")
+    for setting in settings:
+        check(setting)
     console = Console(stderr=True)
     found: list[Measured] = []
     with console.status("") as status:
@@ -108,14 +113,13 @@ def main(argv: Sequence[str]) -> int:
                 rounds=given.rounds,
                 progress=partial(_tell, status, title),
             )
-    if given.csv is not None:
-        atomic_write(
-            given.csv, lambda file: file.write(as_csv(records(given.name, found)).encode())
-        )
+    lines = records(given.name, found)
     if given.json:
-        print(json.dumps(records(given.name, found), indent=2))
+        print(json.dumps(lines, indent=2))
     else:
         show(found, f"{given.name}, {size}×{size}, {describe(device)['device']}")
+    if given.csv is not None:  # last: where it cannot be written, the figures have been shown
+        atomic_write(given.csv, lambda file: file.write(as_csv(lines).encode()))
     return 0
 
 
