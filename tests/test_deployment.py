@@ -32,6 +32,7 @@ from senet import (
 )
 from senet.deployment import GATES_FROM, deploy
 from senet.hoisting import InputGated, OutputGated
+from senet.norm import recalibrated_modules
 
 C = 8
 
@@ -296,6 +297,19 @@ def test_deployed_twice_is_deployed_once() -> None:
     again = deployed(fast)
     assert again is not fast
     assert again.report == fast.report
+    again = deployed(fast.train().requires_grad_(True))
+    assert not again.training
+    assert not any(parameter.requires_grad for parameter in again.parameters())
+
+
+def test_what_is_attached_to_a_deployed_network_is_deployed_too() -> None:
+    torch.manual_seed(0)
+    plain = deployed(drawn(small_resnet()))
+    x = images(*SMALL)
+    with_se = attach(plain, input_size=SMALL).eval()
+    fast = deployed(with_se)
+    assert fast.report.count("gated in place") == len(list(recalibrated_modules(with_se))) > 0
+    torch.testing.assert_close(fast(x), with_se(x), rtol=1e-4, atol=1e-5)
 
 
 # It goes where networks go

@@ -291,7 +291,7 @@ class _Losses:
 
     def totals(self) -> tuple[float, int]:
         """The sum over the images, and their number."""
-        losses = torch.stack(self._losses).double().cpu()
+        losses = torch.stack(self._losses).cpu().double()
         return float(losses @ torch.tensor(self._counts).double()), sum(self._counts)
 
 

@@ -25,6 +25,7 @@ from .adoption import ADOPTED_ATTRIBUTE
 from .block import SqueezeExcite
 from .errors import UserError
 from .folding import obstacle
+from .functional import in_float64
 from .fusing import is_batch_norm
 from .given import exchange
 from .graph import Graph, Node
@@ -142,7 +143,7 @@ def fold_gates(model: nn.Module, found: Mapping[str, Folding], gates: Mapping[st
     with torch.no_grad():
         for path, gate in gates.items():
             for share in found[path].shares:
-                part = gate[share.start : share.stop].double()
+                part = in_float64(gate[share.start : share.stop])
                 SIDES[share.side](modules[share.path], part)
     dropped = [modules[path] for path in gates]
     wrappers = {id(m.se): m for m in modules.values() if isinstance(m, Recalibrated)}

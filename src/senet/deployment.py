@@ -108,9 +108,9 @@ def deploy(
     check_network(model)
     if gates not in GATES_FROM:
         raise UserError(f"gates={gates!r} is unknown; {nearest(gates, GATES_FROM)}")
-    if isinstance(getattr(model, "report", None), Report):
-        return copied(model)
     plan = attached_plan(model)
+    if plan is None and isinstance(getattr(model, "report", None), Report):
+        return copied(model).eval().requires_grad_(False)
     if input_size is None and example_inputs is None and plan is not None:
         input_size = plan.input_size or None
     deployed = _prepared(model)

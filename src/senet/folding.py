@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .functional import in_float64
+
 __all__ = ["affine_of", "after_norm", "fold", "is_convolution", "obstacle"]
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -46,22 +48,23 @@ def affine_of(norm: Any) -> tuple[Tensor, Tensor]:
 
     α = γ / √(σ² + ε) and β′ = β − α·μ, with the running statistics μ and σ².
     """
-    mean, var = norm.running_mean.double(), norm.running_var.double()
+    mean, var = in_float64(norm.running_mean), in_float64(norm.running_var)
     alpha = torch.rsqrt(var + norm.eps)
     if norm.weight is not None:
-        alpha = alpha * norm.weight.detach().double()
+        alpha = alpha * in_float64(norm.weight)
     shift = -alpha * mean
-    return alpha, shift if norm.bias is None else shift + norm.bias.detach().double()
+    return alpha, shift if norm.bias is None else shift + in_float64(norm.bias)
 
 
 def fold(conv: Any, norm: nn.Module) -> None:
     """Make ``conv``, in place, compute norm(conv(h)): W_c ← α_c·W_c, b ← α·b + β′."""
     alpha, shift = affine_of(norm)
-    weight = conv.weight.detach()
-    bias = 0.0 if conv.bias is None else conv.bias.detach().double()
-    scaled = weight * alpha.reshape(-1, *(1,) * (weight.dim() - 1))
-    conv.weight = nn.Parameter(scaled.to(weight.dtype), requires_grad=False)
-    conv.bias = nn.Parameter((alpha * bias + shift).to(weight.dtype), requires_grad=False)
+    weight = conv.weight
+    bias = 0.0 if conv.bias is None else in_float64(conv.bias)
+    scaled = in_float64(weight) * alpha.reshape(-1, *(1,) * (weight.dim() - 1))
+    for name, value in (("weight", scaled), ("bias", alpha * bias + shift)):
+        value = value.to(weight.dtype).to(weight.device)
+        setattr(conv, name, nn.Parameter(value, requires_grad=False))
 
 
 def after_norm(norm: nn.Module) -> nn.Module:

@@ -19,6 +19,7 @@ __all__ = [
     "GATES",
     "SQUEEZES",
     "excite",
+    "in_float64",
     "scale",
     "squeeze",
     "squeeze_excite",
@@ -52,6 +53,12 @@ def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
     Summing 56 · 56 halves in half precision loses digits and, in float16, overflows.
     """
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def in_float64(tensor: Tensor) -> Tensor:
+    """The tensor in float64, detached; on the CPU where its device has none, as Apple's GPUs."""
+    tensor = tensor.detach()
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
 
 
 def squeeze(u: Tensor, kind: str = "avg") -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .block import SqueezeExcite
 from .errors import UserError
-from .functional import ACTIVATIONS, GATES, statistics_dtype
+from .functional import ACTIVATIONS, GATES, in_float64, statistics_dtype
 from .hooks import is_hooked
 
 __all__ = [
@@ -235,12 +235,13 @@ def _scaled(u: Tensor, s: Tensor) -> Tensor:
 def _compose(first: nn.Linear, weight: Tensor, bias: Any) -> nn.Linear:
     """first(weight · t + bias) as one layer."""
     together = nn.Linear(weight.shape[1], first.out_features, device="meta")
-    w1 = first.weight.detach().double()
-    shift = torch.zeros_like(w1[:, 0]) if first.bias is None else first.bias.detach().double()
+    w1 = in_float64(first.weight)
+    shift = torch.zeros_like(w1[:, 0]) if first.bias is None else in_float64(first.bias)
     if bias is not None:
-        shift = shift + w1 @ bias.detach().double()
-    for name, value in (("weight", w1 @ weight.double()), ("bias", shift)):
-        setattr(together, name, nn.Parameter(value.to(first.weight.dtype), requires_grad=False))
+        shift = shift + w1 @ in_float64(bias)
+    for name, value in (("weight", w1 @ in_float64(weight)), ("bias", shift)):
+        value = value.to(first.weight.dtype).to(first.weight.device)
+        setattr(together, name, nn.Parameter(value, requires_grad=False))
     return together
 
 

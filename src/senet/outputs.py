@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from .functional import in_float64
 from .given import copied, preserved_generators
 
 __all__ = ["floating_tensors", "outputs_of", "relative_difference", "tolerance"]
@@ -65,8 +66,8 @@ def relative_difference(found: list[Tensor], expected: list[Tensor]) -> float:
     largest = 0.0
     for one, other in zip(found, expected, strict=False):
         if one.shape == other.shape and other.isfinite().all():
-            norm = other.double().norm()
-            apart = (one.double() - other.double()).norm()
+            norm = in_float64(other).norm()
+            apart = (in_float64(one) - in_float64(other)).norm()
             largest = max(largest, float(apart / norm if norm > 0 else apart))
             if largest != largest:  # NaN, which is no number's maximum
                 return float("inf")

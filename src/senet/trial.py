@@ -155,7 +155,7 @@ class Trial:
         def arrived(gradient: Tensor | None) -> None:
             if gradient is not None and gradient.count_nonzero():  # None from quantised layers
                 observed.reached = True
-                largest = gradient.double().abs().max().item()
+                largest = gradient.abs().max().item()
                 observed.gate_gradient = max(largest, observed.gate_gradient)  # NaN comes first
 
         vars(block)["gates"] = gates  # not the block's forward: a user's may ask for gates alone
