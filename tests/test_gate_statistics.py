@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,10 @@ def test_equal_counts_as_equal() -> None:
 def test_no_assignments_no_evidence() -> None:
     b = block(null=torch.zeros(0, 2))
     assert b.p_value == 1
-    assert Excitations((b,), ("a", "b", "c"), 4).table("block")
+    header, row = Excitations((b,), ("a", "b", "c"), 4).table("block")
+    values = dict(zip(header, row, strict=True))
+    assert math.isnan(values["p_value"])
+    assert math.isnan(values["null_specificity"])
 
 
 def test_rounding_is_no_variance() -> None:

@@ -297,10 +297,11 @@ def test_blocks_of_another_library_are_adopted_for_the_look(
     assert page["blocks"][0]["most"]["count"] == 12, "no more images than there are"
 
 
-def test_a_single_image_of_no_class(tmp_path: Path) -> None:
+@pytest.mark.parametrize("examples", [0, 9])
+def test_a_single_image_of_no_class(examples: int, tmp_path: Path) -> None:
     """There is no variance, and nothing to tell apart; it is drawn all the same."""
     model = randomise(senet.create_model("se_resnet20", num_classes=3)).eval()
-    excitations = senet.record(model, [torch.rand(1, 3, 16, 16)])
+    excitations = senet.record(model, [torch.rand(1, 3, 16, 16)], examples=examples)
     write_inspection(excitations, tmp_path, title="one")
     shown = data_of(tmp_path / "index.html")
     assert shown["names"] == ["all"]

@@ -24,8 +24,9 @@ from senet.commands.run_data import name_of_data
 from senet.data import DataOptions, load_data
 from senet.locking import DirectoryLock
 from senet.models import create_model
-from senet.options import TrainOptions, read_options
+from senet.options import TrainOptions, options_yaml, read_options
 from senet.resumption import CONFIG, begin_directory
+from senet.sampling import stratified_split
 
 OPTIONS = TrainOptions(
     image_size=8, batch_size=32, lr=0.05, threads=1, limit_batches=2, epochs=1, accelerator="cpu"
@@ -150,18 +151,36 @@ def test_without_any_block_a_plain_network_is_left(
 def test_fine_tuning_goes_on_from_the_slim_network(
     run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    """Here and on one device, though the run was on two, and its data are elsewhere now."""
+    options = read_options(run / CONFIG, whole=True)
+    assert options.data is not None
+    moved = shutil.copytree(options.data, tmp_path / "moved")
+    on_two = shutil.copytree(run, tmp_path / "on two")
+    options = replace(options, data="/gone", devices=2, strategy="ddp", sync_batchnorm=True)
+    (on_two / CONFIG).write_text(options_yaml(options))
     slim = tmp_path / "slim"
-    words = ("--max-drop=50", "--by=stage", "--rounds=0", "--finetune=1", "--json")
-    status, out, err = told(capfd, "slim", run, "--out", slim, *words)
+    words = ("--max-drop=50", "--by=stage", "--rounds=0", "--finetune=1", "--json", "--device=cpu")
+    status, out, err = told(capfd, "slim", on_two, "--out", slim, *words, f"--data={moved}")
     assert status == 0, err
     assert f"starting from {runs.read_card(slim).name} in" in err
     document = json.loads(out)
     tuned = slim / "finetuned"
     assert (tuned / "checkpoints" / "last.ckpt").exists()
     assert runs.read_card(tuned).plan == runs.read_card(slim).plan
-    assert 0 <= document["finetuned"]["top1"] <= 1
     assert document["finetuned"]["images"] == document["after"]["images"]
-    assert read_options(tuned / CONFIG, whole=True).lr == pytest.approx(0.005)
+    options = read_options(tuned / CONFIG, whole=True)
+    assert options.lr == pytest.approx(0.005)
+    assert (options.devices, options.strategy, options.accelerator) == (1, "auto", "cpu")
+    # The figure is that of the network as its own card has the images.
+    card = runs.read_card(tuned)
+    assert card.mean != runs.read_card(run).mean
+    data = load_data(DataOptions(data=str(moved), image_size=8))
+    labels = torch.tensor([data.val.source(index)[1] for index in range(len(data.val))])
+    half = stratified_split(labels, 0.5, runs.read_card(run).seed)[1].tolist()
+    images = torch.stack([data.val[index][0] for index in half])
+    with torch.no_grad():
+        right = runs.load(tuned)(images).argmax(1) == labels[half]
+    assert document["finetuned"]["top1"] == pytest.approx(right.double().mean().item())
 
 
 @pytest.mark.slow

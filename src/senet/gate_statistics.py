@@ -200,7 +200,8 @@ class Excitations:
         for b in self.blocks:
             means = [t.mean().item() for t in (b.total_mean, b.deviation, b.low, b.high)]
             null = b.null_specificity.mean().item()
-            yield [*_place(b), b.channels, *means, b.specificity, null, b.p_value]
+            p = b.p_value if len(b.null) else math.nan
+            yield [*_place(b), b.channels, *means, b.specificity, null, p]
 
     def _channels(self) -> Iterator[list[object]]:
         yield ["block", "stage", "depth", "channel", "mean", "deviation", "eta_squared",

@@ -18,6 +18,8 @@ __all__ = ["check_labels", "class_names", "expected_counts", "numbered_classes",
 def pair(batch: Any) -> tuple[Tensor, Tensor | None]:
     """Images (N, …) and labels (N,), or None where there are none, of what a loader gives.
 
+    Whole numbers of any width are int64: to PyTorch uint8 would be a mask.
+
     Raises:
         UserError: these are not in it.
     """
@@ -29,7 +31,9 @@ def pair(batch: Any) -> tuple[Tensor, Tensor | None]:
         )
     if len(parts) == 1 or parts[1] is None:
         return parts[0], None
-    return parts[0], torch.as_tensor(parts[1])
+    labels = torch.as_tensor(parts[1])
+    whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
+    return parts[0], labels.long() if whole else labels
 
 
 def check_labels(labels: Tensor, count: int, classes: int) -> None:

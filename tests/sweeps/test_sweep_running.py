@@ -241,7 +241,7 @@ def test_a_fault_of_the_program_is_a_failure_with_its_traceback(
 
 def test_ctrl_c_says_how_to_go_on(recipe: Path, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "out put"
-    words = ["sweep", recipe, "--out", out, "--variants=se,plain"]
+    words = ["sweep", recipe, "--out", out, "--variants=se,plain", "--retry"]
     running = start(words, tmp_path / "log")
     assert wait_until((out / "se" / "seed-0" / LAST).exists, running, pause=0.01)
     os.kill(running.pid, signal.SIGINT)
@@ -249,7 +249,7 @@ def test_ctrl_c_says_how_to_go_on(recipe: Path, whole: Path, tmp_path: Path) -> 
     assert ended.status == 130
     last = ended.err.splitlines()[-1]
     assert last.startswith("senet: interrupted; finished runs and epochs are saved, to go on: ")
-    assert last.endswith(f"senet sweep '{out / SWEEP}' --out '{out}' --variants se,plain")
+    assert last.endswith(f"senet sweep '{out / SWEEP}' --out '{out}' --variants se,plain --retry")
     assert "Traceback" not in ended.err
     assert main(["sweep", str(out / SWEEP), "--out", str(out)]) == 0
     assert without_times(out) == without_times(whole)

@@ -20,6 +20,7 @@ from ..adoption import adoptable
 from ..data import ImageData
 from ..errors import UserError
 from ..evaluation import evaluate
+from ..image_sets import Framing
 from ..insertion import attached_plan
 from ..loading import ImageLoader
 from ..models import split_name
@@ -116,7 +117,7 @@ def main(argv: Sequence[str]) -> int:
     _tell(slimmed.report, show, f"{card.name} ({run}), {given.data or card.data}, {device}")
     tuned = None
     if given.finetune and options is not None:
-        tuned = _finetuned(options, out, held_out, card, device, given)
+        tuned = _finetuned(options, out, data, card, device, given)
         show.print(_scores("fine-tuned", slimmed.report.before, tuned), soft_wrap=True)
     written = out if tuned is None else out / FINETUNED
     show.print(f"wrote {out}; try: senet evaluate {written}", soft_wrap=True)
@@ -237,17 +238,29 @@ def _put(path: Path, data: bytes) -> None:
 def _finetuned(
     options: TrainOptions,
     out: Path,
-    held_out: ImageLoader,
+    data: ImageData,
     card: runs.ModelCard,
     device: torch.device,
     given: Namespace,
 ) -> Score:
-    """Train the slim network on, from its weights, and look at the held-out images again."""
+    """Train the slim network on, from its weights, and look at the held-out images again.
+
+    In this process and on the device that slimmed it, wherever and on however many the run was.
+    """
     options = replace(
         options,
         init=str(out),
         data=given.data or options.data,
-        val_data=None if given.data else options.val_data,
+        val_data=given.val_data or (None if given.data else options.val_data),
+        data_root=given.data_root or options.data_root,
+        image_size=card.image_size,
+        workers=given.workers or options.workers,
+        cache=given.cache or options.cache,
+        accelerator="gpu" if device.type == "cuda" else device.type,
+        devices=1,
+        nodes=1,
+        strategy="auto",
+        sync_batchnorm=False,
         epochs=given.finetune,
         lr=options.peak_lr / 10,
         se_lr=None if options.se_lr is None else options.se_lr / 10,
@@ -262,7 +275,12 @@ def _finetuned(
         pipes=given.data is not None,
         say=lambda line: print(line, file=sys.stderr, flush=True),
     )
-    model = runs.load(place, device=device)
+    model, tuned = runs.load(place, device=device), runs.read_card(place)
+    # Other data are normalised by their own mean and deviation, to which it is now trained.
+    data.val.framing = Framing(tuned.image_size, tuned.mean, tuned.std)
+    _, held_out = _halves(
+        data, card, given
+    )  # anew, for the workers of the old one framed as before
     found = evaluate(model, held_out, classes=card.classes, device=device)
     return Score(found.top1, found.top5, found.loss, found.images)
 

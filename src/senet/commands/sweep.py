@@ -141,6 +141,8 @@ def _how_to_go_on(given: Namespace) -> str:
     words = ["senet", "sweep", str(path), "--out", given.out]
     if given.variants is not None:
         words += ["--variants", given.variants]
+    if given.retry:
+        words.append("--retry")
     if given.jobs > 1:
         words += ["--jobs", str(given.jobs)]
     return f"; finished runs and epochs are saved, to go on: {shlex.join(words)}"

@@ -123,7 +123,7 @@ def _range(values: npt.NDArray[np.float64]) -> list[float] | None:
 
 
 def _ranked(gates: Tensor, images: Tensor) -> dict[str, Any]:
-    bits = 16 if int(images.max()) < 2**16 else 32
+    bits = 16 if not images.numel() or int(images.max()) < 2**16 else 32
     return {
         "count": images.shape[1],
         "bits": bits,
