@@ -55,6 +55,12 @@ def test_classes_may_be_called_train_and_val(tmp_path: Path) -> None:
     assert read(tmp_path).classes == ("plane", "train")
 
 
+@pytest.mark.parametrize("parts", [("train", "val"), ("train", "test")])
+def test_parts_without_classes_are_no_classes(tmp_path: Path, parts: tuple[str, str]) -> None:
+    make_image_folder(tmp_path, classes=parts, split=False)
+    assert "are parts of data, with images but no classes in them" in refusal(tmp_path)
+
+
 def test_folder_is_missing(tmp_path: Path) -> None:
     assert "no such image folder" in refusal(tmp_path / "absent")
     (tmp_path / "file").touch()

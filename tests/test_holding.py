@@ -95,6 +95,25 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_more_than_the_machine_has() -> None:
     assert 10**8 < free_memory() < 10**15
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_files_that_were_read_are_not_in_the_way_in_a_container(
+    version: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(holding, "_CONTROL_GROUP", tmp_path)
+    monkeypatch.setattr(holding, "_machine_free", lambda: 10**12)
+    assert free_memory() == 10**12
+    limit, used, prefix = ("memory.max", "memory.current", "")
+    place = tmp_path
+    if version == 1:
+        place = tmp_path / "memory"
+        limit, used, prefix = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
+        place.mkdir()
+    (place / limit).write_text("1000\n")
+    (place / used).write_text("900\n")
+    (place / "memory.stat").write_text(f"anon 200\n{prefix}inactive_file 700\n")
+    assert free_memory() == 800
     with pytest.raises(UserError, match=r"cache would hold 3 images in 1000000\.0 GB"):
         check_memory(3, 10**15, shared=False)
 

@@ -6,6 +6,7 @@ import io
 import os
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -169,13 +170,97 @@ def test_no_other_program_reads_an_image(tmp_path: Path, monkeypatch: pytest.Mon
     assert not (tmp_path / "ran").exists()
 
 
+def test_whole_numbers_beyond_16_bits_have_no_range(tmp_path: Path) -> None:
+    for low, high in ((-1024, 3000), (0, 65536)):
+        Image.fromarray(np.array([[low, high]], np.int32)).save(tmp_path / "a.tiff")
+        with pytest.raises(UserError, match=f"pixels from {low} to {high} have no fixed range"):
+            read_image(tmp_path / "a.tiff")
+    Image.fromarray(np.array([[0, 65535]], np.int32)).save(tmp_path / "a.tiff")
+    assert read_image(tmp_path / "a.tiff").unique().tolist() == [0, 255]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("a.png", {"exif": b"garbage!"}),
+        ("a.webp", {"exif": b"garbage!", "lossless": True}),
+        ("a.jpg", {"exif": b"Exif\0\0garbage!", "dpi": (72, 72)}),
+    ],
+)
+def test_damaged_metadata_are_not_the_picture(
+    tmp_path: Path, name: str, options: dict[str, Any]
+) -> None:
+    picture().save(tmp_path / name, **options)
+    expected = np.array(Image.open(tmp_path / name).convert("RGB"))
+    assert np.array_equal(read_image(tmp_path / name).permute(1, 2, 0).numpy(), expected)
+
+
+def test_folders_that_cannot_be_listed_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A privileged user may list all, so that the refusal is made here."""
+    for name in ("a.png", "more/b.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        picture().save(tmp_path / name)
+    scan = os.scandir
+
+    def scandir(path: str) -> Any:
+        if Path(path).name == "more":
+            raise PermissionError(13, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(UserError, match=r"cannot list folder '.*more': Permission denied") as error:
+        list_images(tmp_path)
+    one_line(error)
+
+
+def test_files_that_cannot_be_looked_for_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stat(path: Path, **_: object) -> None:
+        raise OSError(5, "Input/output error", str(path))
+
+    monkeypatch.setattr(Path, "stat", stat)
+    for look in (read_image, lambda path: image_extent(path, "a")):
+        with pytest.raises(UserError, match="Input/output error") as error:
+            look(tmp_path / "a.png")
+        one_line(error)
+
+
+def test_the_way_to_a_folder_does_not_depend_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "b").mkdir()
+    picture().save(tmp_path / "b" / "1.png")
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    scan = os.scandir
+
+    class Backwards:
+        def __init__(self, path: str) -> None:
+            self.entries = iter(sorted(scan(path), key=lambda entry: entry.name, reverse=True))
+
+        def __enter__(self) -> Any:
+            return self.entries
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def __next__(self) -> Any:
+            return next(self.entries)
+
+    expected = list_images(tmp_path)
+    assert expected == [tmp_path / "a" / "1.png"]
+    monkeypatch.setattr(os, "scandir", Backwards)
+    assert list_images(tmp_path) == expected
+
+
 @pytest.mark.parametrize("side", [9_500, 30_000])
 def test_decompression_bombs_are_refused(tmp_path: Path, side: int) -> None:
     assert side * side > MAX_PIXELS
-    path = tmp_path / "bomb.png"
+    path = tmp_path / "a.png"
     bomb(path, side)
     assert path.stat().st_size < 2_000_000
-    with pytest.raises(UserError, match="bomb") as error:
+    with pytest.raises(UserError, match=r"a\.png.* pixels(; at most|\) exceeds)") as error:
         read_image(path)
     assert "pixels" in one_line(error)
 

@@ -45,6 +45,7 @@ def images_in(out: Path, part: str) -> dict[int, tuple[bytes, int]]:
                 extracted = file.extractfile(member)
                 assert extracted is not None
                 assert (member.mtime, member.uid, member.gid) == (0, 0, 0)
+                assert not member.pax_headers  # 1 KiB each
                 found.setdefault(key, {})[field] = extracted.read()
     return {int(key): (sample["png"], int(sample["cls"])) for key, sample in found.items()}
 

@@ -177,6 +177,20 @@ def test_shards_of_others_with_a_pattern_to_validate_on(
     assert '"images": 16' in capfd.readouterr().out
     assert main(["train", "--resume", "--out", str(run), "--val_data", f"{tmp_path}/s-1.tar"]) == 2
     assert "val_data is" in capfd.readouterr().err
+    # Moved, those that were trained on must not be taken for those held out.
+    (tmp_path / "new").mkdir()
+    for number in range(3):
+        (tmp_path / f"s-{number}.tar").rename(tmp_path / "new" / f"s-{number}.tar")
+    (tmp_path / "s-3.tar").touch()
+    assert main(["evaluate", str(run)]) == 2
+    moved = ["--data", f"{tmp_path}/new/s-{{0..1}}.tar"]
+    assert main(["evaluate", str(run), *moved, "--json"]) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "was validated on shards of their own" in err.splitlines()[-1]
+    there = ["--val_data", f"{tmp_path}/new/s-2.tar"]
+    assert main(["evaluate", str(run), *moved, *there, "--json"]) == 0
+    assert '"images": 16' in capfd.readouterr().out
 
 
 def test_val_data_is_for_shards(folder: Path, packed: Path) -> None:

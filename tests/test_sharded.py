@@ -207,7 +207,10 @@ def test_shards_that_make_no_data_set(tmp_path: Path) -> None:
     [
         ("s-{0..3.tar", "is no pattern of shards"),
         ("s-{0..99999999999}.tar", "names more than 100,000 shards"),
-        ("s-{00000000..1}.tar", "names more than 100,000 shards"),
+        ("s-{00000000..1}.tar", "no such shard: 's-00000000.tar' is not a file, nor are 1 more"),
+        ("s-{20240101,20240102}.tar", "no such shard: 's-20240101.tar'"),
+        ("s-{0..10000000..100}.tar", "names more than 100,000 shards"),
+        ("~nobodyhere/s-{0..1}.tar", "no such shard: '~nobodyhere/s-0.tar'"),
         ("{0..999}{0..999}.tar", "names more than 100,000 shards"),
         ("{" * 200 + "}" * 201 + ".tar", "is no pattern of shards"),
         ("{a," * 9000 + ".tar", "longer than any path"),
@@ -290,6 +293,48 @@ def test_what_a_killed_process_fetched_is_removed_by_the_next(
     assert left == sorted([folders[1].name, mine.name, again.name, "senet-piped-not-ours"])
     processes[1].kill()
     processes[1].join()
+
+
+def test_folders_of_others_are_not_even_looked_into(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of mode 0700, as temporary folders are; one that has gone since is none."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "senet-piped-theirs").mkdir()
+    (tmp_path / "senet-piped-gone").mkdir()
+    real = Path.stat
+
+    def stat(path: Path, **options: Any) -> Any:
+        if path.parent.name == "senet-piped-theirs":
+            raise PermissionError(13, "Permission denied", str(path))
+        if path.name == "senet-piped-gone":
+            raise FileNotFoundError(2, "No such file or directory", str(path))
+        found = list(real(path, **options))
+        found[4] += path.name == "senet-piped-theirs"  # another user's
+        return os.stat_result(found)
+
+    monkeypatch.setattr(Path, "stat", stat)
+    tar = write_tar(tmp_path / "s.tar", samples([0, 1, 0, 1]))
+    assert len(read(f"pipe:cat {tar}", pipes=True).train)
+
+
+def test_a_disk_too_full_for_what_a_command_prints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command ends too, for nobody reads on; it is not the one that failed."""
+    tar = write_tar(tmp_path / "s.tar", samples([0, 1, 0, 1]))
+
+    def full(source: Any, target: Any, size: int) -> None:
+        source.read(1)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfileobj", full)
+    said = refusal(f"pipe:cat {tar}; exit 3", pipes=True)
+    assert "No space left on device; TMPDIR says" in said
+
+
+def test_a_folder_may_have_two_colons_in_its_name(folder: Path, tmp_path: Path) -> None:
+    assert not is_sharded(str(shutil.copytree(folder, tmp_path / "a::b")))
 
 
 def test_commands_that_fail(tmp_path: Path) -> None:

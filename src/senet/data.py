@@ -29,6 +29,7 @@ from .image_sets import (
 )
 from .images import image_transform, list_images, read_image
 from .loading import ImageLoader
+from .runs import expanded
 from .sampling import EpochSampler
 from .sharded import ShardSplit, is_sharded, read_shards
 
@@ -199,7 +200,7 @@ def absolute(data: str) -> str:
 
     Of shards likewise, ``DIR/{0000..0099}.tar`` and several with ``::`` between them.
     """
-    folder = Path(data).expanduser()
+    folder = expanded(data)
     if is_sharded(data) and not os.path.isdir(folder):
         return "::".join(map(_absolute_pattern, data.split("::")))
     return (
@@ -267,7 +268,7 @@ def _found(options: DataOptions, *, pipes: bool, check: bool, progress: bool) ->
         return _from_shards(split, options)
     if name in catalogue.CATALOGUE:
         return _named(name, options)
-    folder = Path(name).expanduser()
+    folder = expanded(name)
     is_path = os.sep in name or name.startswith((".", "~"))
     if is_path and not os.path.exists(folder):
         raise UserError(f"no such folder, of images or of shards: {str(folder)!r}")
@@ -305,7 +306,7 @@ def _named(name: str, options: DataOptions) -> ImageData:
         parts = catalogue.digit_arrays(size)
         train, val = (ArrayImages(*part, f) for part, f in zip(parts, framings, strict=True))
     else:
-        root = options.data_root.expanduser()
+        root = expanded(options.data_root)
         opened = catalogue.open_entry(name, root, download=options.download)
         classes = catalogue.class_names(name, opened[0])
         train, val = (

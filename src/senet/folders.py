@@ -17,6 +17,9 @@ from .sampling import stratified_split
 __all__ = ["FolderSplit", "read_folder"]
 
 
+_PARTS = frozenset(("train", "val", "valid", "validation", "test"))
+
+
 @dataclass(frozen=True)
 class FolderSplit:
     """Files below ``root`` and int64 labels of the two parts, and the class names."""
@@ -69,6 +72,11 @@ def read_folder(root: Path, *, val_fraction: float, seed: int) -> FolderSplit:
                 f"add {absent}/<class>/, or leave {there}/ out and have the classes split"
             )
     classes, paths, labels = _labelled(root, _class_folders(root))
+    if set(classes) <= _PARTS:
+        raise UserError(
+            f"{' and '.join(map(repr, classes))} in {str(root)!r} are parts of data, with images "
+            "but no classes in them; expected train/<class>/ and val/<class>/, or <class>/"
+        )
     try:
         train, val = stratified_split(labels, val_fraction, seed)
     except ValueError as error:

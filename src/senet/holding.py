@@ -15,6 +15,7 @@ from .errors import UserError
 __all__ = ["HeldPixels", "check_memory", "free_memory"]
 
 _SHARE = 0.8  # of what is free: batches and the network need some too
+_CONTROL_GROUP = Path("/sys/fs/cgroup")
 _SHARED_FOLDER = Path("/dev/shm")  # where PyTorch keeps tensors that processes share
 
 
@@ -95,20 +96,28 @@ def _machine_free() -> int:
 
 
 def _container_free() -> list[int]:
-    """What control groups of either version leave; nothing where there is no limit."""
+    """What control groups of either version leave; nothing where there is no limit.
+
+    Files that were read, shards say, count as used there, and are let go where memory is wanted.
+    """
     free = []
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    for limit, used, stat, files in (
+        ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+        (
+            *("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+            *("memory/memory.stat", "total_inactive_file"),
+        ),
     ):
         try:
-            limit_text, used_text = (
-                Path("/sys/fs/cgroup", name).read_text().strip() for name in (limit, used)
+            limit_text, used_text, stat_text = (
+                (_CONTROL_GROUP / name).read_text().strip() for name in (limit, used, stat)
             )
         except OSError:
             continue
         if limit_text.isdecimal():
-            free.append(max(int(limit_text) - int(used_text), 0))
+            counts = dict(line.split() for line in stat_text.splitlines())
+            kept = int(used_text) - int(counts.get(files, 0))
+            free.append(max(int(limit_text) - max(kept, 0), 0))
     return free
 
 

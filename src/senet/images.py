@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import os
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NoReturn
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ __all__ = [
     "image_transform",
     "list_images",
     "normalizer",
+    "quiet",
     "read_image",
     "rgb_pixels",
 ]
@@ -63,23 +65,29 @@ def list_images(folder: Path) -> list[Path]:
 def find_images(folder: Path) -> list[Path]:
     """All image files below ``folder``, sorted, hidden files and folders left out.
 
-    Links to folders are followed, each folder is visited once.
+    Links to folders are followed, each folder is visited once. Raises ``UserError`` where one
+    cannot be listed: its images would be missing without a word.
     """
     found: list[Path] = []
     seen: set[str] = set()
-    for parent, folders, files in os.walk(folder, followlinks=True):
+    for parent, folders, files in os.walk(folder, followlinks=True, onerror=_cannot_list):
         here = os.path.realpath(parent)
         if here in seen:
             folders.clear()
             continue
         seen.add(here)
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        # In order, so that of two ways to a folder the same one counts on every disk.
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         found += [
             Path(parent, name)
             for name in files
             if not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
         ]
     return sorted(found)
+
+
+def _cannot_list(error: OSError) -> NoReturn:
+    raise UserError(f"cannot list folder {error.filename!r}: {error.strerror}") from error
 
 
 def read_image(path: Path) -> Tensor:
@@ -114,7 +122,11 @@ def existing_file(path: Path) -> Path:
         UserError: there is none.
     """
     path = Path(path)
-    if not path.is_file():
+    try:
+        there = path.is_file()
+    except OSError as error:  # a folder above it that may not be entered, a disk that fails
+        raise UserError(f"cannot read image {str(path)!r}: {error.strerror}") from error
+    if not there:
         kind = "a folder" if path.is_dir() else "not a file" if path.exists() else "no such file"
         raise UserError(f"cannot read image {str(path)!r}: {kind}")
     return path
@@ -124,12 +136,9 @@ def existing_file(path: Path) -> Path:
 def _opened(source: Path | BinaryIO, name: str) -> Iterator[Image.Image]:
     """An image of an acceptable size; what is wrong with it, here or inside, told in a line."""
     try:
-        # Warnings about metadata or size would break into progress bars once an image.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(source, formats=_FORMATS) as image:
-                _refuse_bomb(image.width, image.height)
-                yield image
+        with quiet(), Image.open(source, formats=_FORMATS) as image:
+            _refuse_bomb(image.width, image.height)
+            yield image
     except Exception as error:  # Pillow's decoders raise nearly every type there is
         reason = str(error).partition("\n")[0] or type(error).__name__
         if isinstance(error, Image.UnidentifiedImageError):
@@ -137,6 +146,21 @@ def _opened(source: Path | BinaryIO, name: str) -> Iterator[Image.Image]:
         elif isinstance(error, OSError) and error.strerror:
             reason = error.strerror
         raise UserError(f"cannot read image {name}: {reason}") from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without warnings about metadata or size, which would break into progress bars.
+
+    What is to be shown is known to all threads together: only the main one changes it, and
+    whoever starts others does so in here.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _is_empty(source: Path | BinaryIO) -> bool:
@@ -152,18 +176,31 @@ def _refuse_bomb(width: int, height: int) -> None:
 
 def rgb_pixels(image: Image.Image) -> Tensor:
     """A Pillow image as RGB, uint8 (3, H, W), as ``read_image`` describes."""
-    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # else it would be copied
+    if _orientation(image) != 1:  # else it would be copied
         image = ImageOps.exif_transpose(image)
     if image.mode == "F":
         raise ValueError("floating-point pixels have no fixed range; save it with 8 or 16 bits")
-    if image.mode.startswith("I"):  # 16 bits; Pillow's own conversion clips at 255
+    if image.mode.startswith("I"):  # 16 bits, or 32; Pillow's own conversion clips at 255
         wide = np.asarray(image)
-        image = Image.fromarray((wide >> 8 if wide.max() > 255 else wide).astype(np.uint8))
+        low, high = int(wide.min()), int(wide.max())
+        if low < 0 or high >= 1 << 16:
+            raise ValueError(
+                f"pixels from {low} to {high} have no fixed range; save it with 8 bits"
+            )
+        image = Image.fromarray((wide >> 8 if high > 255 else wide).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     pixels = np.array(image if image.mode == "RGB" else image.convert("RGB"))
     return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def _orientation(image: Image.Image) -> int:
+    """As the EXIF data have it; 1, upright, where these are damaged, which the picture is not."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # Pillow raises whatever it meets there
+        return 1
 
 
 def frame(pixels: Tensor, image_size: int) -> Tensor:

@@ -19,7 +19,7 @@ import torch
 from . import runs
 from .errors import UserError
 from .folders import FolderSplit, read_folder
-from .images import decode_image, existing_file
+from .images import decode_image, existing_file, quiet
 from .manifests import MANIFEST, PARTS, Manifest, ShardEntry
 from .sampling import mix
 
@@ -159,6 +159,7 @@ def _written(
     unreadable: list[str] = []
     entries = {}
     with (
+        quiet(),  # for the threads of the pool too
         Progress(console=Console(stderr=True), transient=True, disable=not progress) as bar,
         ThreadPoolExecutor(os.cpu_count() or 1) as pool,
     ):
@@ -224,7 +225,7 @@ def _write_part(
         path = staging / _SHARD.format(part=part, number=len(entries))
         count = 0
         with path.open("xb") as file:
-            with TarWriter(file, user="", group="", encoder=False, mtime=0.0) as shard:
+            with TarWriter(file, user="", group="", encoder=False, mtime=0) as shard:
                 while sample is not None and (count == 0 or file.tell() < shard_bytes):
                     key, suffix, data, label = sample
                     if not unreadable:  # else what is left is only looked at

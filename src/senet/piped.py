@@ -58,10 +58,16 @@ def fetched(names: Sequence[str], *, allowed: bool) -> list[Path]:
             with gopen(name, "rb") as stream, path.open("wb") as file:
                 shutil.copyfileobj(stream, file, 2**20)
         except OSError as error:
+            # A disk that is full ends the command too, which then is the second to fail.
+            first = error.__context__ if isinstance(error.__context__, OSError) else error
+            if first.strerror:
+                raise UserError(
+                    f"cannot keep what {name!r} prints in {str(folder)!r}: {first.strerror}; "
+                    "TMPDIR says where such folders are made"
+                ) from first
             status = re.search(r"exit -?\d+", str(error))
             failed = f"the command failed, {status[0]}" if status else "the command failed"
-            reason = error.strerror or failed
-            raise UserError(f"cannot read {name!r}: {reason}") from error
+            raise UserError(f"cannot read {name!r}: {failed}") from error
     return paths
 
 
@@ -81,7 +87,8 @@ def _clear_left() -> None:
     """Remove the folders of processes that were killed."""
     for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         lock = DirectoryLock(path)
-        if path in _MINE or path.is_symlink() or not lock.path.is_file() or not _is_own(path):
+        # Into another user's folder one may not even look.
+        if path in _MINE or path.is_symlink() or not _is_own(path) or not lock.path.is_file():
             continue
         with lock:
             if lock.take() and lock.held:
@@ -89,4 +96,7 @@ def _clear_left() -> None:
 
 
 def _is_own(path: Path) -> bool:
-    return not hasattr(os, "getuid") or path.stat().st_uid == os.getuid()
+    try:
+        return not hasattr(os, "getuid") or path.stat().st_uid == os.getuid()
+    except OSError:  # it has just gone
+        return False

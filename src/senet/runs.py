@@ -29,6 +29,7 @@ __all__ = [
     "ModelCard",
     "atomic_write",
     "differences",
+    "expanded",
     "is_temporary",
     "load",
     "make_directory",
@@ -86,6 +87,11 @@ def write_together(files: Mapping[Path, Callable[[BinaryIO], object]]) -> None:
 
 def _beside(path: Path) -> Path:
     return path.parent / _LEFTOVER.format(f"{os.getpid()}-{secrets.token_hex(4)}")
+
+
+def expanded(path: str | Path) -> Path:
+    """The path, ``~`` and ``~name`` being homes; as it is where nobody has that name."""
+    return Path(os.path.expanduser(path))
 
 
 def _sync_folder(folder: Path) -> None:

@@ -19,12 +19,14 @@ from .checking import ShardChecks, bar_over
 from .errors import UserError
 from .manifests import MANIFEST, Manifest, ShardEntry, read_manifest
 from .piped import PIPE, fetched
+from .runs import expanded
 from .sampling import stratified_split
 from .shards import Shard
 
 __all__ = ["ShardPart", "ShardSplit", "expand", "is_sharded", "read_shards"]
 
 _MOST_SHARDS = 100_000
+_RANGES = re.compile(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.(-?\d+))?\}")
 _LONGEST = 4096
 
 
@@ -91,15 +93,19 @@ class ShardSplit:
 
 def is_sharded(data: str) -> bool:
     """Whether ``data`` means shards: a pattern, a packed folder, or its manifest."""
-    if data.startswith(PIPE) or "::" in data:
+    if data.startswith(PIPE):
         return True
-    path = Path(data).expanduser()
+    path = expanded(data)
     if os.path.isdir(path):  # False also for what is too long for a name
         folders = (entry for entry in path.iterdir() if entry.is_dir() and entry.name[0] != ".")
         return next(folders, None) is None and (
             (path / MANIFEST).is_file() or any(path.glob("*.tar"))
         )
-    return path.name == MANIFEST or re.search(r"\.tar(\.\w+)?\}?$|\.tgz$|\{.*\}", data) is not None
+    return (
+        "::" in data
+        or path.name == MANIFEST
+        or re.search(r"\.tar(\.\w+)?\}?$|\.tgz$|\{.*\}", data) is not None
+    )
 
 
 def expand(pattern: str) -> list[str]:
@@ -112,8 +118,9 @@ def expand(pattern: str) -> list[str]:
 
     if max(map(len, pattern.split("::"))) > _LONGEST:
         raise UserError(f"{pattern[:60]!r}… is no pattern of shards: longer than any path")
-    if re.search(r"\{-?\d*\.\.-?\d{7}|\{-?\d{7}", pattern):
-        raise UserError(f"{pattern!r} names more than {_MOST_SHARDS:,} shards")
+    for first, last, step in _RANGES.findall(pattern):  # braceexpand lists each whole
+        if abs(int(last) - int(first)) // max(abs(int(step or 1)), 1) >= _MOST_SHARDS:
+            raise UserError(f"{pattern!r} names more than {_MOST_SHARDS:,} shards")
     try:
         names = [
             name
@@ -192,7 +199,7 @@ def _packed(data: str) -> tuple[Path, Manifest] | None:
     """The folder and manifest that ``data`` is, if it is one of the two."""
     if data.startswith(PIPE):
         return None
-    path = Path(data).expanduser()
+    path = expanded(data)
     folder = path.parent if path.name == MANIFEST else path
     if path.name != MANIFEST and not os.path.isdir(path):
         return None
@@ -220,7 +227,7 @@ def _paths(pattern: str, pipes: bool) -> list[Path]:
             raise UserError(
                 f"{name!r} is not a file; download it, or type --data 'pipe:curl -sf {name}'"
             )
-    paths = [Path(name).expanduser() for name in names]
+    paths = [expanded(name) for name in names]
     if len(set(paths)) < len(paths):
         twice = next(path for path in paths if paths.count(path) > 1)
         raise UserError(f"{pattern!r} names {str(twice)!r} twice")

@@ -12,8 +12,10 @@ from .. import runs
 from ..data import DataOptions, ImageData, load_data
 from ..errors import UserError
 from ..image_sets import Framing
+from ..manifests import MANIFEST
 from ..options import TrainOptions, read_options
 from ..resumption import CONFIG, advice_where_moved
+from ..sharded import is_sharded
 
 __all__ = ["add_data_options", "data_of_run", "name_of_data"]
 
@@ -25,6 +27,12 @@ def add_data_options(parser: ArgumentParser) -> None:
         type=str | None,
         default=None,
         help="data set or folder with the classes of the run; null is what it was trained on",
+    )
+    parser.add_argument(
+        "--val_data",
+        type=str | None,
+        default=None,
+        help="pattern of shards to look at, beside a --data of shards; null is what the run had",
     )
     parser.add_argument(
         "--data_root",
@@ -59,9 +67,15 @@ def data_of_run(
     """
     config = run / CONFIG
     options = read_options(config, whole=True) if config.exists() else TrainOptions()
+    if given.data and options.val_data and not given.val_data and _is_pattern(given.data):
+        # Without them a share of --data would be looked at, and that the network has seen.
+        raise UserError(
+            f"{run} was validated on shards of their own, {options.val_data!r}; beside --data add "
+            "--val_data PATTERN, where they are now"
+        )
     wanted = DataOptions(
         data=given.data or card.data,
-        val_data=None if given.data else options.val_data,
+        val_data=given.val_data or (None if given.data else options.val_data),
         data_root=Path(given.data_root or options.data_root),
         download=options.download,
         batch_size=given.batch_size,
@@ -75,8 +89,9 @@ def data_of_run(
     try:
         found = load_data(wanted, pipes=given.data is not None, progress=sys.stderr.isatty())
     except UserError as error:
-        if given.data is None and advice_where_moved(wanted.data, wanted.val_data):
-            raise UserError(f"{error}; if it was moved, add --data NEW_PLACE") from error
+        advice = advice_where_moved(wanted.data, wanted.val_data)
+        if given.data is None and given.val_data is None and advice:
+            raise UserError(f"{error}; {advice}") from error
         raise
     if found.classes != card.classes:
         raise UserError(
@@ -86,6 +101,12 @@ def data_of_run(
     for images in (found.train, found.val):  # whatever the data set's own normalisation is
         images.framing = Framing(card.image_size, card.mean, card.std)
     return found
+
+
+def _is_pattern(data: str) -> bool:
+    """Whether it means shards, and no manifest says which of them are held out."""
+    path = runs.expanded(data)
+    return is_sharded(data) and not path.is_dir() and path.name != MANIFEST
 
 
 def _difference(found: tuple[str, ...], expected: tuple[str, ...]) -> str:
