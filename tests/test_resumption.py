@@ -211,6 +211,24 @@ def test_another_number_of_steps_an_epoch_is_refused(
     assert (run / LAST).read_bytes() == before
 
 
+def test_another_number_of_steps_is_refused_by_its_milestones_too(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    options = options_for(folder, limit_batches=3, schedule="step", milestones=(1,))
+    stop_after_an_epoch(options, run)
+    steps = property(lambda self: 2 * 3 * options.epochs)
+    monkeypatch.setattr("lightning.pytorch.Trainer.estimated_stepping_batches", steps)
+    with pytest.raises(UserError, match="trained with another number of steps an epoch"):
+        train(options, run, resume=True, say=lambda line: None)
+
+
+def test_a_folder_that_finder_has_opened_is_empty(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / ".DS_Store").touch()
+    options = options_for(folder, epochs=1, limit_batches=1)
+    assert len(train(options, tmp_path, say=lambda line: None).rows) == 1
+
+
 def test_a_twin_is_not_trained_on_other_data(folder: Path, tmp_path: Path) -> None:
     """Interrupted between the two: the second is new, and its data are not those of the first."""
     run, options = tmp_path / "run", options_for(folder, twin=True)

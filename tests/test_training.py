@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import csv
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
@@ -20,6 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 import senet
+from senet import training
 from senet.checkpoints import BEST, LAST, METRICS, EpochRow, best_row
 from senet.classifier import seed_everything
 from senet.curves import CURVES
@@ -354,6 +356,34 @@ def test_weights_that_only_validation_finds_broken_stop_too(
     with pytest.raises(UserError, match="validation loss is not finite at step 1"):
         train(once, tmp_path / "run", say=quiet)
     assert {path.name for path in (tmp_path / "run").rglob("*")} == {"config.yaml"}
+
+
+def test_threads_are_those_asked_for_in_every_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning would divide the cores among processes, where the environment says nothing."""
+    before = torch.get_num_threads()
+    for said in (None, "7"):
+        if said is None:
+            monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        else:
+            monkeypatch.setenv("OMP_NUM_THREADS", said)
+        with training._threads(2):
+            assert torch.get_num_threads() == 2
+            assert os.environ["OMP_NUM_THREADS"] == "2"
+        assert torch.get_num_threads() == before
+        with training._threads(None):
+            assert os.environ.get("OMP_NUM_THREADS") == said
+        assert os.environ.get("OMP_NUM_THREADS") == said
+
+
+def test_a_twin_is_timed_with_no_more_images_than_there_are(
+    data: ImageData, tmp_path: Path
+) -> None:
+    options = TrainOptions(
+        data="digits", image_size=8, batch_size=100_000, epochs=1, twin=True, threads=1
+    )
+    result = train(options, tmp_path / "run", say=lambda line: None)
+    assert result.comparison is not None
+    assert result.comparison.batch_size == 1438
 
 
 def test_images_that_are_not_finite_stop_at_the_first_step(data: ImageData, tmp_path: Path) -> None:

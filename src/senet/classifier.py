@@ -103,7 +103,7 @@ class Classifier(LightningModule):
         # Known only now: with several devices each takes its share of an epoch's steps.
         steps = int(self.trainer.estimated_stepping_batches) // self.options.epochs
         schedule = make_schedule(optimizer, self.options, steps)
-        self._check_resumed(optimizer, schedule)
+        self._check_resumed(optimizer, schedule, steps)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
@@ -147,7 +147,10 @@ class Classifier(LightningModule):
             checkpoint["state_dict"] = {f"model.{name}": t for name, t in averaged.items()}
 
     def _check_resumed(
-        self, optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LRScheduler
+        self,
+        optimizer: torch.optim.Optimizer,
+        schedule: torch.optim.lr_scheduler.LRScheduler,
+        steps: int,
     ) -> None:
         """The same for the states of optimizer and schedule, as soon as there are both."""
         if not self._resumed:
@@ -157,11 +160,18 @@ class Classifier(LightningModule):
             "lr_schedulers": [schedule.state_dict()],
         }
         place = mismatch(expected, self._resumed, flags_may_miss=True)
+        trained = self._resumed["global_step"] // (self._resumed["epoch"] + 1)
+        other_steps = place is not None and place.startswith("lr_schedulers") and trained != steps
         if place is None:
-            place = unfit_moment(optimizer, self._resumed["optimizer_states"][0])
-        if place is not None:
+            state = self._resumed["optimizer_states"][0]
+            # In float16 the scale of the loss is found by steps that are left out, perhaps all.
+            if state["state"] or self.options.precision != "16-mixed":
+                place = unfit_moment(optimizer, state)
+        if place is not None and not other_steps:
             raise refuse(self.trainer.ckpt_path, f"its {place!r} is missing or damaged")
-        if lengths(expected["lr_schedulers"]) != lengths(self._resumed["lr_schedulers"]):
+        if other_steps or (
+            lengths(expected["lr_schedulers"]) != lengths(self._resumed["lr_schedulers"])
+        ):
             raise UserError(
                 f"the run in {self.trainer.ckpt_path} was trained with another number of steps an "
                 "epoch, by another number of devices; resume it with --devices as it began, or "
@@ -279,14 +289,23 @@ class _Losses:
     def __init__(self) -> None:
         self._losses: list[Tensor] = []
         self._counts: list[int] = []
+        self._finite: Tensor | None = None
+        self._known: torch.cuda.Event | None = None
 
     def add(self, loss: Tensor, count: int) -> None:
         self._losses.append(loss.detach())
         self._counts.append(count)
+        # Sent for now: asked for later, a GPU would first end all that it was given since.
+        self._finite = loss.detach().isfinite().to("cpu", non_blocking=True)
+        if loss.is_cuda:
+            self._known = torch.cuda.Event()
+            self._known.record()
 
     def check_last(self, what: str, step: int) -> None:
         """Raise `UserError` where the last loss is not finite."""
-        if self._losses and not torch.isfinite(self._losses[-1]):
+        if self._known is not None:
+            self._known.synchronize()
+        if self._finite is not None and not self._finite:
             raise _not_finite(what, step)
 
     def totals(self) -> tuple[float, int]:

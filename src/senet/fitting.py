@@ -111,11 +111,11 @@ def make_trainer(
             f"devices is {trainer.num_devices}, each a process of its own on this CPU, which has "
             f"{cores} cores; use at most {cores}, or {4 * cores} to try things out"
         )
-    if (taken := trainer.precision_plugin.precision) != options.precision:
-        raise UserError(
-            f"precision {options.precision} is not to be had on "
-            f"{trainer.strategy.root_device.type}; use {taken}"
-        )
+    place, taken = trainer.strategy.root_device.type, trainer.precision_plugin.precision
+    if place == "mps" and taken == "64-true":  # Lightning does not know
+        taken = "32-true"
+    if taken != options.precision:
+        raise UserError(f"precision {options.precision} is not to be had on {place}; use {taken}")
     return trainer
 
 

@@ -17,10 +17,11 @@ _PACKAGES = ("torchvision", "timm", "onnxruntime", "openvino")
 
 def describe(device: str = "cpu") -> dict[str, object]:
     """Date, device, threads and versions, as columns of a table of results."""
-    name = processor() if device == "cpu" else torch.cuda.get_device_name(device)
+    kind = torch.device(device).type
+    gpu = torch.cuda.get_device_name(device) if kind == "cuda" else f"{processor()}, {kind}"
     return {
         "date": datetime.date.today().isoformat(),
-        "device": name,
+        "device": processor() if kind == "cpu" else gpu,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -120,8 +120,8 @@ class TrainOptions:
             one with N times the batch.
         peer_timeout: Seconds that a process waits for the others of its run; one that is silent
             for longer ends the run.
-        threads: CPU threads of a training process; null is PyTorch's choice, the cores. Small
-            networks on a busy machine are many times faster with 1.
+        threads: CPU threads of a training process; null is the cores, divided among those of
+            several devices. Small networks on a busy machine are many times faster with 1.
         twin: Train the network without SE too, in OUT/twin, and compare the two.
         tensorboard: Write the metrics for TensorBoard too, in OUT/tensorboard.
         limit_batches: Train and validate on no more than this many batches an epoch, to try

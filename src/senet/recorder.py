@@ -73,8 +73,8 @@ class RunRecorder(Checkpoint):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock of training: validation is not counted in images a second."""
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        if (device := trainer.strategy.root_device).type != "cpu":
+            torch.accelerator.synchronize(device)
         self._training_seconds = time.perf_counter() - self._epoch_began
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

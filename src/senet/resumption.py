@@ -38,7 +38,7 @@ def with_absolute_paths(options: TrainOptions) -> TrainOptions:
     """The options with folders that mean the same from wherever the run is resumed."""
     init, root = options.init, options.data_root
     if init is not None:
-        init = os.path.abspath(Path(init).expanduser())
+        init = os.path.abspath(runs.expanded(init))
     if not root.startswith("~"):  # the home folder is the reader's, on another machine too
         root = os.path.abspath(root)
     val_data = None if options.val_data is None else absolute(options.val_data)
@@ -79,8 +79,8 @@ def check_directory(out: Path, options: TrainOptions, *, resume: bool) -> RunRec
 
 
 def _is_left_over(path: Path) -> bool:
-    """Whether a file is what a killed process left, and nobody's work."""
-    return path.name == LOCK or runs.is_temporary(path)
+    """Whether a file is what a killed process left, or macOS's Finder, and nobody's work."""
+    return path.name in (LOCK, ".DS_Store") or runs.is_temporary(path)
 
 
 def _check_options(out: Path, options: TrainOptions, record: RunRecord) -> None:
@@ -147,7 +147,7 @@ def _is_gone(place: str) -> bool:
 
 def _folder_of(place: str) -> Path:
     """The folder that ``place`` is, or the last one before it is a pattern or a file."""
-    path = Path(place.partition("{")[0] + "x" if "{" in place else place).expanduser()
+    path = runs.expanded(place.partition("{")[0] + "x" if "{" in place else place)
     is_file = "{" in place or path.suffix in (".tar", ".json")
     return path.parent if is_file else path
 

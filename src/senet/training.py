@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -116,11 +117,12 @@ def train(
             )
         if is_helper():
             return result
+        from .checkpoints import LAST, read_record
         from .twins import compare, write_comparison
 
-        comparison = compare(
-            out, out / TWIN, batch_size=options.batch_size, device=_device(options.accelerator)
-        )
+        known = read_record(out / LAST).data
+        most = options.batch_size if known is None else min(options.batch_size, known.train)
+        comparison = compare(out, out / TWIN, batch_size=most, device=_device(options.accelerator))
     write_comparison(comparison, out)
     draw(out, {plain.model: beside.rows, options.model: result.rows})
     return replace(result, comparison=comparison)
@@ -301,13 +303,23 @@ def _say_nothing(line: str) -> None:
 
 @contextmanager
 def _threads(count: int | None) -> Iterator[None]:
-    """PyTorch with so many CPU threads, for a while."""
-    before = torch.get_num_threads()
+    """PyTorch with so many CPU threads, for a while.
+
+    Where OMP_NUM_THREADS is not set, Lightning divides the cores among the processes of several
+    devices instead, in this one too.
+    """
+    before, said = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
     torch.set_num_threads(count or before)
+    if count is not None:
+        os.environ["OMP_NUM_THREADS"] = str(count)
     try:
         yield
     finally:
         torch.set_num_threads(before)
+        if count is not None and said is None:
+            del os.environ["OMP_NUM_THREADS"]
+        elif said is not None:
+            os.environ["OMP_NUM_THREADS"] = said
 
 
 @contextmanager
@@ -317,7 +329,8 @@ def memory_told() -> Iterator[None]:
         yield
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError | torch.OutOfMemoryError) and not any(
-            words in str(error) for words in ("can't allocate memory", "not enough memory")
+            words in str(error)
+            for words in ("can't allocate memory", "not enough memory", "out of memory")
         ):
             raise
         raise UserError(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from . import cost, runs
 
@@ -132,7 +133,8 @@ def compare(
     Args:
         se_run: run directory of the network with SE.
         plain_run: run directory of its plain twin.
-        batch_size: images in the batch that is timed; random ones, of the runs' size.
+        batch_size: images in the batch that is timed; random ones, of the runs' size. Half as
+            many, and half again, where the device's memory does not hold it.
         device: to measure on.
 
     Raises:
@@ -140,16 +142,16 @@ def compare(
     """
     card = runs.read_card(se_run)
     size = (3, card.image_size, card.image_size)
-    x = torch.randn(batch_size, *size, generator=torch.Generator().manual_seed(0)).to(device)
     pair = {run: runs.load(run, device=device).train() for run in (plain_run, se_run)}
-    seconds: dict[Path, list[float]] = {run: [] for run in pair}
-    for turn in range(5):
-        for run, model in pair.items():
-            warmup = 2 if turn == 0 else 1
-            seconds[run].append(cost.step_seconds(model, x, warmup=warmup, repeats=3))
-    plain, se = (
-        _member(run, model, x, step_ms=1000 * median(seconds[run])) for run, model in pair.items()
-    )
+    while True:
+        x = torch.randn(batch_size, *size, generator=torch.Generator().manual_seed(0)).to(device)
+        try:
+            plain, se = _measured(pair, x)
+            break
+        except torch.OutOfMemoryError:  # both at once, in float32, need more than training did
+            if batch_size == 1:
+                raise
+            batch_size //= 2
     return Comparison(
         plain=plain,
         se=se,
@@ -159,6 +161,16 @@ def compare(
         device=str(x.device),
         versions=runs.package_versions(),
     )
+
+
+def _measured(pair: dict[Path, nn.Module], x: Tensor) -> Iterator[Member]:
+    seconds: dict[Path, list[float]] = {run: [] for run in pair}
+    for turn in range(5):
+        for run, model in pair.items():
+            warmup = 2 if turn == 0 else 1
+            seconds[run].append(cost.step_seconds(model, x, warmup=warmup, repeats=3))
+    for run, model in pair.items():
+        yield _member(run, model, x, step_ms=1000 * median(seconds[run]))
 
 
 def write_comparison(comparison: Comparison, directory: Path) -> None:
