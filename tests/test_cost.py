@@ -96,12 +96,18 @@ class Asking(nn.Sequential):
         return super().forward(x if x.sum().item() > 0 else -x)
 
 
-def test_macs_of_what_does_not_run_on_meta() -> None:
+def test_macs_of_what_asks_for_values_are_those_of_a_copy_that_runs() -> None:
     model = Asking(nn.Conv2d(3, 8, 3))
-    assert model(torch.ones(1, 3, 8, 8)).shape == (1, 8, 6, 6)
-    with pytest.raises(
-        UserError, match=r"Asking does not run on the meta device.*item\(\)"
-    ) as error:
+    before = torch.get_rng_state()
+    assert count_macs(model, (3, 8, 8)) == 8 * 6 * 6 * 3 * 3 * 3
+    assert torch.equal(torch.get_rng_state(), before)
+    with pytest.raises(UserError, match=r"Asking does not run on .* size \(5, 8, 8\)"):
+        count_macs(model, (5, 8, 8))
+
+
+def test_macs_of_what_does_not_run_on_meta_and_is_there() -> None:
+    model = Asking(nn.Conv2d(3, 8, 3, device="meta"))
+    with pytest.raises(UserError, match=r"Asking does not run on .*item\(\)") as error:
         count_macs(model, (3, 8, 8))
     assert "\n" not in str(error.value)
 

@@ -224,6 +224,8 @@ def _options(block: nn.Module, anatomy: _Anatomy) -> BlockOptions:
     for name, part in block.named_modules():
         if name and is_hooked(part):
             raise _NotOursError(f"a hook is on its {name}")
+        if nn.utils.parametrize.is_parametrized(part):
+            raise _NotOursError(f"the weights of its {name} are computed anew each time")
     if "forward" in vars(block):
         raise _NotOursError("its forward was replaced")
     for name in anatomy.idle:

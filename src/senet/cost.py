@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import UserError
+from .given import copied, preserved_generators
 from .timing import time_in_turn
 from .tracing import meta_copy
 
@@ -61,29 +62,41 @@ def count_macs(model: nn.Module, input_size: tuple[int, ...] = (3, 224, 224)) ->
     """Multiply-adds of one forward in evaluation mode for one input of shape ``input_size``.
 
     `torch.utils.flop_counter` counts a structural copy on the meta device, so that nothing is
-    computed and ``model`` is not touched; its two FLOPs a multiply-add are halved. As in the
+    computed and ``model`` is not touched, or, where the forward asks for values, a copy that runs;
+    its two FLOPs a multiply-add are halved. As in the
     paper's layer tables, convolutions and matrix products count, and their biases, pooling,
     norms, activations and element-wise work (the scaling by the gate among it) do not.
 
     Raises:
-        UserError: the model does not run on an input of this size, or not on the meta device.
+        UserError: the model does not run on an input of this size.
 
     >>> count_macs(nn.Conv2d(3, 8, 3, padding=1), (3, 10, 10)) == 8 * 10 * 10 * 3 * 3 * 3
     True
     """
+    x = torch.empty(1, *input_size, dtype=_dtype(model), device="meta")
+    try:
+        return _counted(meta_copy(model), x)
+    except Exception as error:  # whatever a forward raises
+        failure = error
+    device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+    if device.type != "meta":
+        try:
+            with preserved_generators(model):
+                real = copied(model, hooks=False).eval()
+                return _counted(real, torch.rand_like(x, device=device))
+        except Exception as error:
+            failure = error
+    reason = (str(failure) or type(failure).__name__).splitlines()[0]
+    raise UserError(
+        f"{type(model).__name__} does not run on an input of size {input_size}: {reason}"
+    ) from failure
+
+
+def _counted(network: nn.Module, x: Tensor) -> int:
     from torch.utils.flop_counter import FlopCounterMode  # brings Triton: two seconds
 
-    on_meta = meta_copy(model)
-    x = torch.empty(1, *input_size, dtype=_dtype(model), device="meta")
-    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        try:
-            on_meta(x)
-        except Exception as error:  # whatever a forward raises
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise UserError(
-                f"{type(model).__name__} does not run on the meta device, where multiply-adds are "
-                f"counted, with an input of size {input_size}: {reason}"
-            ) from error
+    with torch.inference_mode(), x.device, FlopCounterMode(display=False) as counter:
+        network(x)
     return counter.get_total_flops() // 2
 
 

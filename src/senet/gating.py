@@ -165,6 +165,9 @@ def _no_map(node: Node, what: Transformation) -> Skipped | None:
     if node.channels is None:
         unclear = f"which dimension of {node.shape}, from {node.op}, is channels is not clear"
         return Skipped(what.path, unclear)
+    if node.channel_dim not in (1, len(node.shape) - 1):
+        between = f"its channels are dimension {node.channel_dim} of {node.shape}"
+        return Skipped(what.path, f"{between}, neither the second nor the last")
     if not node.positions:
         return Skipped(what.path, f"its end has shape {node.shape}, no positions to squeeze")
     return None
@@ -200,4 +203,6 @@ def _before_activation(graph: Graph, modules: Mapping[str, nn.Module], node: Nod
 
 
 def _is_norm(module: nn.Module) -> bool:
-    return hasattr(module, "running_mean") or isinstance(module, nn.GroupNorm | nn.LayerNorm)
+    return hasattr(module, "running_mean") or isinstance(
+        module, nn.GroupNorm | nn.LayerNorm | nn.RMSNorm
+    )

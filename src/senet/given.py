@@ -27,6 +27,12 @@ __all__ = [
 ]
 
 Network = TypeVar("Network", bound=nn.Module)
+_HOOKS = frozenset(
+    name
+    for name, value in vars(nn.Module()).items()
+    if name.startswith(("_forward", "_backward")) and isinstance(value, dict)
+)
+"""Where a module keeps the hooks of its forward and backward."""
 
 
 def check_module(model: object) -> None:
@@ -50,14 +56,14 @@ def check_network(model: nn.Module) -> None:
         UserError: it is no module at all, or compiled, scripted or lazy.
     """
     check_module(model)
-    if hasattr(model, "_orig_mod"):
-        raise UserError(
-            "the model is compiled, its graph is fixed; use the module before torch.compile "
-            "(model._orig_mod) and compile afterwards"
-        )
     for name, module in model.named_modules():
+        what = f"module {name!r}" if name else "the model"
+        if hasattr(module, "_orig_mod"):
+            raise UserError(
+                f"{what} is compiled, its graph is fixed; use the module before torch.compile "
+                f"({name or 'model'}._orig_mod) and compile afterwards"
+            )
         if isinstance(module, torch.jit.ScriptModule):
-            what = f"module {name!r}" if name else "the model"
             raise UserError(f"{what} is scripted, its graph is fixed; use the eager one")
     for name, parameter in (*model.named_parameters(), *model.named_buffers()):
         if nn.parameter.is_lazy(parameter):
@@ -82,7 +88,7 @@ def copied(model: Network, *, hooks: bool = True, on_meta: bool = False) -> Netw
     memo: dict[int, Any] = {}
     for module in model.modules():
         for name, value in vars(module).items():
-            if not hooks and name.startswith(("_forward", "_backward")) and isinstance(value, dict):
+            if not hooks and name in _HOOKS:
                 pre = name == "_forward_pre_hooks"
                 kept = {k: hook for k, hook in value.items() if pre and _is_of_torch(hook)}
                 memo[id(value)] = type(value)(kept)

@@ -56,12 +56,14 @@ class Call:
         inputs: all nodes among its arguments, however deep in lists and dicts.
         outputs: all nodes in what it returned.
         first: the node that is its first positional argument; None where that is no tensor.
+        bare: it returned a tensor itself, not one in a tuple, a list or a dict.
     """
 
     path: str
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     first: int | None = None
+    bare: bool = True
 
 
 @dataclass(frozen=True)
@@ -120,13 +122,13 @@ class Graph:
 
     @cached_property
     def producers(self) -> Mapping[int, tuple[Call, ...]]:
-        """For each node, the module calls that made it their only output, innermost first.
+        """For each node, the module calls that made and returned just it, innermost first.
 
         A module that hands its input on (an `Identity`, drop-path in evaluation) makes nothing.
         """
         found: dict[int, list[Call]] = {}
         for call in self.calls:
-            if len(call.outputs) == 1 and call.outputs[0] not in call.inputs:
+            if call.bare and len(call.outputs) == 1 and call.outputs[0] not in call.inputs:
                 found.setdefault(call.outputs[0], []).append(call)
         return {node: tuple(calls) for node, calls in found.items()}
 
@@ -135,7 +137,7 @@ class Graph:
         """For each node, the calls of modules that took and returned just it, in order."""
         found: dict[int, list[Call]] = {}
         for call in self.calls:
-            if call.path and len(call.outputs) == 1 and call.inputs == call.outputs:
+            if call.path and call.bare and call.inputs == call.outputs and len(call.outputs) == 1:
                 found.setdefault(call.outputs[0], []).append(call)
         return {node: tuple(calls) for node, calls in found.items()}
 

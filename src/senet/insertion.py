@@ -15,7 +15,7 @@ from torch.nn.modules.conv import _ConvNd
 from .adoption import adoptable, return_adopted
 from .block import BlockOptions, SqueezeExcite
 from .errors import UserError, nearest
-from .given import check_network, exchange
+from .given import check_module, check_network, exchange
 from .hoisting import refuse_deployed
 from .norm import Recalibrated, recalibrated_modules
 from .placement import Reduction
@@ -160,11 +160,15 @@ def recalibrate(
         channels: C.
         options: what the block looks like; None is the paper's.
 
+    Raises:
+        UserError: ``transform`` is no module.
+
     >>> import torch
     >>> block = recalibrate(nn.Conv2d(3, 32, 3), channels=32)
     >>> block(torch.randn(1, 3, 8, 8)).shape
     torch.Size([1, 32, 6, 6])
     """
+    check_module(transform)
     options = options or BlockOptions()
     se = SqueezeExcite(channels, options=options, **_place_of("", transform))
     params = sum(p.numel() for p in se.parameters())

@@ -54,10 +54,15 @@ class Recalibrated(nn.Module):
         self.implementation: str | None = None
         self.training = norm.training
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """The wrapped module's output, recalibrated (its input, where ``site.before``)."""
+    def forward(self, x: Any = None, /, *args: Any, **kwargs: Any) -> Any:
+        """The wrapped module's output, recalibrated (its input, where ``site.before``).
+
+        The arguments are the wrapped module's, whatever it calls them.
+        """
         if self.site.before:
             return self.norm(self.se(x), *args, **kwargs)
+        if x is None:
+            return self.se(self.norm(*args, **kwargs))
         if args or kwargs or self._composed_because(x):
             return self.se(self.norm(x, *args, **kwargs))
         operands = norm_operands(self.norm, x), block_operands(self.se)

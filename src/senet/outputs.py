@@ -84,7 +84,9 @@ def _with_values(value: Any, device: torch.device) -> Any:
         return value
     if value.is_floating_point() and (value.is_meta or not value.any()):
         return torch.randn(value.shape, dtype=value.dtype, device=device)
-    return torch.zeros_like(value, device=device) if value.is_meta else value.to(device)
+    if value.is_meta:
+        return torch.zeros_like(value, device=device)
+    return value.to(device, copy=True)  # a forward may work on it in place
 
 
 def _inside(value: Any) -> list[Any]:

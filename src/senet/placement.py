@@ -78,6 +78,12 @@ def plan(
     ['conv2']
     """
     check_network(model)
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        name = type(model).__name__
+        raise UserError(
+            f"the model is in a {name}, which would not know the new parameters; attach to its "
+            f".module and put that into a new {name}"
+        )
     if placement not in PLACEMENTS:
         raise UserError(f"unknown placement {placement!r}; {nearest(str(placement), PLACEMENTS)}")
     options = BlockOptions(
@@ -108,7 +114,7 @@ def _whole_plan(
     options: BlockOptions,
     reduction: Reduction,
 ) -> Plan:
-    backbone = getattr(model, "backbone", None)
+    backbone = model._modules.get("backbone")  # and no property, which has another name
     refused: ForwardError | None = None
     if scope is None and isinstance(backbone, nn.Module):
         if example_inputs is None:

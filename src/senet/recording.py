@@ -84,10 +84,10 @@ def _channel_dim(
     ``call`` calls the function as it was called, with another tensor in like's place.
     """
     rank = len(shape)
-    if kind == "conv" or (kind == "norm" and op != "layer_norm"):
-        return 1
-    if kind == "linear" or op == "layer_norm":
+    if kind == "linear" or op in ("layer_norm", "rms_norm"):
         return rank - 1
+    if kind in ("conv", "norm"):
+        return 1
     if op in ("view", "reshape", "flatten"):
         return _reshaped_channel_dim(like, shape)
     if like.channel_dim is None:
@@ -160,7 +160,8 @@ class Recorder(TorchFunctionMode):
                     dim = like.channel_dim if tensor.dim() == len(like.shape) else None
                     self._add(tensor, type(module).__name__, "other", inputs, dim)
             self.running.pop()
-            self.calls.append(Call(path, inputs, self._nodes_in(output), first))
+            made, bare = self._nodes_in(output), isinstance(output, Tensor)
+            self.calls.append(Call(path, inputs, made, first, bare))
 
         return hook
 

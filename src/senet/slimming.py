@@ -336,9 +336,9 @@ class _Search:
         fold_gates(slim, {path: found}, {path: gate})
         with torch.no_grad():
             with held_constant(self.model, {path: gate}):
-                wanted = [self.model(self.images)]
-            try:
-                apart = relative_difference([slim(self.images)], wanted)
+                wanted = [self.model(self.images.clone())]
+            try:  # on clones, for a forward may work on its images in place
+                apart = relative_difference([slim(self.images.clone())], wanted)
             except Exception as error:
                 why = f"the forward asks how its modules are made: {_first_line(error)}"
                 return replace(found, why=why)

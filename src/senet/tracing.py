@@ -67,7 +67,10 @@ def trace(model: nn.Module, inputs: tuple[Any, ...], keywords: Mapping[str, Any]
                 raise _failed(model, (inputs, dict(keywords)), error) from error
         real = copied(model, hooks=False).eval()
         try:
-            return Recorder(real).run(inputs, keywords)
+            # Copies, for a forward may work on them in place.
+            cloned = tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, inputs)
+            keywords = tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, dict(keywords))
+            return Recorder(real).run(cloned, keywords)
         except Exception as error:
             raise _failed(model, (inputs, dict(keywords)), error) from error
 

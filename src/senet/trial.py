@@ -93,7 +93,7 @@ class Trial:
         self.dtype = torch.float32 if converted else torch.bfloat16
         self.mixed = len(self.types) > 1
         self.given = x
-        self.x = tree_map(self._several, x)
+        self.x = self._several(x)
         self.distinct = all(
             _samples_differ(t) for t in tree_leaves(self.x) if isinstance(t, Tensor)
         )
@@ -239,19 +239,31 @@ class Trial:
                 f"{', '.join(map(str, shapes)) or 'none'}: {reason}; give verify what it accepts"
             ) from error
 
-    def _several(self, value: Any) -> Any:
+    def _several(self, x: Any) -> Any:
         """A single sample becomes four, and equal samples slightly different ones.
 
-        Batch statistics need several, and a branch that is alive tells samples apart.
+        Batch statistics need several, and a branch that is alive tells samples apart. Tensors
+        that are arguments are batches; what is deeper (a detector's images and boxes) is samples.
         """
-        if not isinstance(value, Tensor) or not value.is_floating_point():
+        given = x.values() if isinstance(x, Mapping) else x if isinstance(x, tuple) else (x,)
+        batches = [value for value in given if isinstance(value, Tensor)]
+        single = all(value.dim() and len(value) == 1 for value in batches)
+        known = {id(value) for value in batches}
+        return tree_map(lambda value: self._varied(value, single and id(value) in known), x)
+
+    def _varied(self, value: Any, single: bool) -> Any:
+        if not isinstance(value, Tensor):
             return value
-        value = value.detach().clone() if self.mixed else value.detach().to(self.dtype, copy=True)
-        if value.dim() < 2 or _samples_differ(value):
+        if value.is_floating_point():
+            value = value.detach().to(value.dtype if self.mixed else self.dtype, copy=True)
+        if single:
+            value = value.repeat(4, *(1,) * (value.dim() - 1))
+        if not value.is_floating_point() or value.dim() < 2 or _samples_differ(value):
             return value
-        several = value.repeat(4, *(1,) * (value.dim() - 1)) if len(value) == 1 else value
-        scale = max(1.0, float(several.abs().max()))  # or the noise would be lost to rounding
-        return several + 0.1 * scale * torch.randn_like(several)
+        if len(value) < 2:  # of several arguments not all are single: it is shared by the samples
+            return value
+        scale = max(1.0, float(value.abs().max()))  # or the noise would be lost to rounding
+        return value + 0.1 * scale * torch.randn_like(value)
 
 
 class _Statistics:
@@ -268,10 +280,13 @@ class _Statistics:
             if hasattr(module, "running_mean"):
                 module.training = True
             if isinstance(module, _NormBase):
-                self.handles[module] = module.register_forward_pre_hook(self._choose)
+                self.handles[module] = module.register_forward_pre_hook(
+                    self._choose, with_kwargs=True
+                )
 
-    def _choose(self, norm: nn.Module, args: tuple[Tensor, ...]) -> None:
-        samples, positions = args[0].shape[0], args[0].shape[2:].numel()
+    def _choose(self, norm: nn.Module, args: tuple[Tensor, ...], kwargs: Any) -> None:
+        (x, *_) = args or kwargs.values()
+        samples, positions = x.shape[0], x.shape[2:].numel()
         norm.training = positions > 1 or (samples > 1 and not isinstance(norm, _InstanceNorm))
         self.of_batch[norm] = norm.training and self.of_batch.get(norm, True)
 
@@ -374,7 +389,7 @@ def _compare(
 ) -> None:
     """Hold what a wrapper made against its norm and its block called one after the other."""
     assert isinstance(wrapper, Recalibrated)
-    if args[1:] or kwargs or (ran := wrapper.choice(args[0]).implementation) == "reference":
+    if len(args) != 1 or kwargs or (ran := wrapper.choice(args[0]).implementation) == "reference":
         return
     expected = wrapper.se(wrapper.norm(args[0]))
     largest = expected.abs().max().item()
