@@ -247,3 +247,50 @@ def test_weights_that_are_computed_anew_are_not_adopted() -> None:
 def test_only_modules_are_recalibrated(what: Any) -> None:
     with pytest.raises(UserError, match=r"is no torch\.nn\.Module"):
         senet.recalibrate(what, 64)
+
+
+class Early(nn.Module):
+    """A block whose branch may begin with an `Identity`, and whose shortcut may be one."""
+
+    def __init__(self, order: str, entry: bool, shortcut: bool) -> None:
+        super().__init__()
+        self.entry = nn.Identity() if entry else nn.BatchNorm2d(32)
+        self.conv, self.norm = _convolution(), nn.BatchNorm2d(32)
+        self.shortcut = nn.Sequential(nn.Identity()) if shortcut else None
+        self.order = order
+
+    def branch(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(self.entry(x)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.shortcut is None:
+            return x + self.branch(x)
+        if self.order == "shortcut first":
+            return self.shortcut(x) + self.branch(x)
+        return self.branch(x) + self.shortcut(x)
+
+
+@pytest.mark.parametrize("order", ["shortcut first", "branch first"])
+@pytest.mark.parametrize("entry", [True, False])
+@pytest.mark.parametrize("shortcut", [True, False])
+def test_the_identity_of_a_shortcut_is_told_from_that_of_a_branch(
+    order: str, entry: bool, shortcut: bool
+) -> None:
+    network = nn.Sequential(_convolution(), Early(order, entry, shortcut))
+    plan = senet.plan(network, input_size=SIZE, placement="identity")
+    assert [site.path for site in plan] == ["1.shortcut.0"] * shortcut
+    if not shortcut:
+        assert any("its shortcut is no module" in entry.reason for entry in plan.skipped)
+    else:
+        made = senet.attach(network, plan)
+        block = made[1].shortcut[0]
+        seen: list[Tensor] = []
+        block.se.register_forward_hook(lambda module, args, output: seen.append(output))
+        expected = made[1].eval()
+        x = IMAGES.clone()
+        torch.testing.assert_close(expected(x), expected.branch(x) + seen[0])
+
+
+def test_branches_of_mobilenetv4_are_not_taken_for_shortcuts() -> None:
+    plan = senet.plan(timm.create_model("mobilenetv4_conv_small"), placement="identity")
+    assert not any("dw_start" in site.path for site in plan)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -29,11 +29,16 @@ class Gated:
 
 
 def place(
-    graph: Graph, modules: Mapping[str, nn.Module], what: Transformation, placement: str
+    graph: Graph,
+    modules: Mapping[str, nn.Module],
+    what: Transformation,
+    placement: str,
+    on_shortcuts: Container[str] = (),
 ) -> list[Gated | Skipped]:
     """The tensors that a placement gates in a transformation, and the modules to wrap.
 
     That is one, except for "inner" where several paths lead through a transformation.
+    ``on_shortcuts`` are the modules that hand what they were given on to a sum.
     """
     if placement == "inner":
         return _inner(graph, modules, what)
@@ -43,7 +48,7 @@ def place(
     if placement == "post" and what.shortcuts:
         return [_post(graph, modules, what)]
     if placement == "identity" and what.shortcuts:
-        return [_identity(graph, modules, what)]
+        return [_identity(graph, modules, what, on_shortcuts)]
     return [_wrappable(graph, modules, graph.nodes[what.end], what)]
 
 
@@ -73,7 +78,10 @@ def _post(graph: Graph, modules: Mapping[str, nn.Module], what: Transformation) 
 
 
 def _identity(
-    graph: Graph, modules: Mapping[str, nn.Module], what: Transformation
+    graph: Graph,
+    modules: Mapping[str, nn.Module],
+    what: Transformation,
+    on_shortcuts: Container[str],
 ) -> Gated | Skipped:
     """ReLU(SE(P(X)) + F(X)): what the shortcut's module makes, projection or Identity."""
     shortcut = graph.nodes[what.shortcuts[0]]
@@ -81,6 +89,8 @@ def _identity(
         return _wrappable(graph, modules, shortcut, what)
     block = graph.nodes[what.join].module
     for call in _once(graph, graph.handed_on.get(shortcut.index, ())):
+        if call.path not in on_shortcuts:
+            continue
         if not block or call.path.startswith(block + "."):
             return _no_map(shortcut, what) or Gated(shortcut, call.path)
     return Skipped(what.path, "its shortcut is no module (an Identity, say) that could be wrapped")

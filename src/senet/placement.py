@@ -138,8 +138,11 @@ def _whole_plan(
     findings = find_transformations(graph)
     skipped = findings.skipped
     chosen: list[Site] = []
+    on_shortcuts: frozenset[str] = frozenset()
+    if placement == "identity":
+        on_shortcuts = _on_shortcuts(model, graph, inputs, keywords)
     for transformation in findings.found:
-        for placed in place(graph, modules, transformation, placement):
+        for placed in place(graph, modules, transformation, placement, on_shortcuts):
             if isinstance(placed, Skipped):
                 skipped.append(placed)
             elif any((site.path, site.before) == (placed.path, placed.before) for site in chosen):
@@ -150,6 +153,29 @@ def _whole_plan(
     size = graph.nodes[0].shape[1:] if graph.nodes else ()
     left = dict.fromkeys(entry for entry in skipped if _below(entry.path, scope))
     return Plan(tuple(chosen), tuple(left), size)
+
+
+def _on_shortcuts(
+    model: nn.Module, graph: Graph, inputs: tuple[Any, ...], keywords: Mapping[str, Any]
+) -> frozenset[str]:
+    """The modules that hand what they were given on to a sum.
+
+    An `Identity` at the beginning of a branch hands on the same tensor: which of the two a sum
+    takes is seen in a second run, in which each returns a view of its own.
+    """
+    paths = {call.path for calls in graph.handed_on.values() for call in calls}
+    if not paths:
+        return frozenset()
+    told = trace(model, inputs, keywords, apart=paths)
+
+    def is_summed(node: Node) -> bool:
+        after = [told.nodes[index] for index in told.consumers[node.index]]
+        return any(n.kind in ("add", "stack") or (is_view(n) and is_summed(n)) for n in after)
+
+    def is_view(node: Node) -> bool:
+        return node.op == "view_as" and node.module in paths
+
+    return frozenset(node.module for node in told.nodes if is_view(node) and is_summed(node))
 
 
 def _below_prefix(inner: Plan, prefix: str) -> Plan:

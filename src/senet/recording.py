@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from functools import partial
 from typing import Any
 
@@ -112,11 +112,17 @@ def _reshaped_channel_dim(before: Node, shape: tuple[int, ...]) -> int | None:
 
 
 class Recorder(TorchFunctionMode):
-    """Notes each torch function and each module call while a model runs."""
+    """Notes each torch function and each module call while a model runs.
 
-    def __init__(self, model: nn.Module) -> None:
+    Args:
+        model: the network.
+        apart: paths of modules that are to return a view, where they return what they were given.
+    """
+
+    def __init__(self, model: nn.Module, apart: Container[str] = ()) -> None:
         super().__init__()
         self.model = model
+        self.apart = apart
         self.nodes: list[Node] = []
         self.calls: list[Call] = []
         self.running: list[str] = [""]
@@ -150,9 +156,11 @@ class Recorder(TorchFunctionMode):
 
         return hook
 
-    def _leave(self, path: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
+    def _leave(self, path: str) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: Any, output: Any) -> Any:
             inputs, first = self.entered.pop()
+            if path in self.apart and isinstance(output, Tensor):
+                output = output.view_as(output)
             for tensor in tree_leaves(output):
                 # Scripted functions are not seen by the mode: the module stands for them.
                 if isinstance(tensor, Tensor) and id(tensor) not in self.node_of and inputs:
@@ -162,6 +170,7 @@ class Recorder(TorchFunctionMode):
             self.running.pop()
             made, bare = self._nodes_in(output), isinstance(output, Tensor)
             self.calls.append(Call(path, inputs, made, first, bare))
+            return output
 
         return hook
 

@@ -7,7 +7,7 @@ any Python in the forward is allowed; the model itself is never touched.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 import torch
@@ -36,7 +36,13 @@ def meta_copy(model: nn.Module) -> nn.Module:
     return copied(model, hooks=False, on_meta=True).eval()
 
 
-def trace(model: nn.Module, inputs: tuple[Any, ...], keywords: Mapping[str, Any]) -> Graph:
+def trace(
+    model: nn.Module,
+    inputs: tuple[Any, ...],
+    keywords: Mapping[str, Any],
+    *,
+    apart: Container[str] = (),
+) -> Graph:
     """Run the model once on meta tensors like ``inputs`` and record the dataflow.
 
     Where the forward cannot run on meta tensors (it asks for a value, say), a copy runs for
@@ -45,6 +51,7 @@ def trace(model: nn.Module, inputs: tuple[Any, ...], keywords: Mapping[str, Any]
     Args:
         model: any module; compiled, scripted or lazy ones are refused.
         inputs, keywords: the arguments of its forward.
+        apart: see `Recorder`.
 
     Raises:
         ForwardError: its forward fails on these arguments.
@@ -59,7 +66,7 @@ def trace(model: nn.Module, inputs: tuple[Any, ...], keywords: Mapping[str, Any]
                 lambda x: to_meta(x) if isinstance(x, Tensor) else x, dict(keywords)
             )
             with torch.device("meta"):
-                return Recorder(twin).run(on_meta, keywords_on_meta)
+                return Recorder(twin, apart).run(on_meta, keywords_on_meta)
         except Exception as error:
             # Data-dependent code is legitimate; a forward that is really at odds with its
             # input fails again below and is told there.
@@ -70,7 +77,7 @@ def trace(model: nn.Module, inputs: tuple[Any, ...], keywords: Mapping[str, Any]
             # Copies, for a forward may work on them in place.
             cloned = tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, inputs)
             keywords = tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, dict(keywords))
-            return Recorder(real).run(cloned, keywords)
+            return Recorder(real, apart).run(cloned, keywords)
         except Exception as error:
             raise _failed(model, (inputs, dict(keywords)), error) from error
 
