@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import random
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from generated import make_image
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 from torchvision.transforms import v2
 
 from senet.errors import UserError
@@ -193,6 +194,33 @@ def test_damaged_metadata_are_not_the_picture(
     picture().save(tmp_path / name, **options)
     expected = np.array(Image.open(tmp_path / name).convert("RGB"))
     assert np.array_equal(read_image(tmp_path / name).permute(1, 2, 0).numpy(), expected)
+
+
+def test_an_image_is_turned_whatever_else_its_metadata_are(tmp_path: Path) -> None:
+    """The maker's name is a number here, which Pillow does not write when it turns an image."""
+    turned, maker = (
+        struct.pack("<HHLHH", 0x0112, 3, 1, 6, 0),
+        struct.pack("<HHLL", 0x010F, 12, 1, 0),
+    )
+    data = b"Exif\0\0II*\0" + struct.pack("<LH", 8, 2) + maker + turned + struct.pack("<L", 0)
+    picture().save(tmp_path / "a.png", exif=data)
+    with Image.open(tmp_path / "a.png") as image, pytest.raises(AttributeError):
+        ImageOps.exif_transpose(image)
+    upright = np.array(picture().convert("RGB").transpose(Image.Transpose.ROTATE_270))
+    assert np.array_equal(read_image(tmp_path / "a.png").permute(1, 2, 0).numpy(), upright)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["png", "tiff", "webp"])
+def test_every_orientation_is_turned_upright(tmp_path: Path, orientation: int, suffix: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"lossless": True} if suffix == "webp" else {}
+    picture().save(tmp_path / f"a.{suffix}", exif=exif, **options)
+    with Image.open(tmp_path / f"a.{suffix}") as image:
+        expected = np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    found = read_image(tmp_path / f"a.{suffix}").permute(1, 2, 0).numpy()
+    assert np.array_equal(found, expected)
 
 
 def test_folders_that_cannot_be_listed_are_told(

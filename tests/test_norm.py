@@ -6,6 +6,7 @@ import copy
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm.layers
@@ -139,6 +140,21 @@ def test_what_is_set_on_the_wrapper_is_set_on_the_norm() -> None:
     assert model.se is not outer.se
     model.eval()
     assert not model.norm.training
+
+
+def test_a_forward_that_is_set_on_the_wrapper_is_its_own() -> None:
+    model = recalibrate(nn.BatchNorm2d(C), C)
+    old, calls = model.forward, []
+
+    def forward(*args: Any, **kwargs: Any) -> Tensor:
+        calls.append(args)
+        return old(*args, **kwargs)
+
+    model.forward = forward
+    x = torch.randn(2, C, 4, 5)
+    torch.testing.assert_close(model(x), model.se(model.norm(x)))
+    assert len(calls) == 1
+    assert "forward" not in vars(model.norm)
 
 
 @pytest.mark.parametrize("end", ["act", "drop"])

@@ -169,6 +169,16 @@ def test_files_that_belong_together_are_exchanged_together(tmp_path: Path, broke
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == dict.fromkeys(old, b"new")
 
 
+def test_no_file_is_lost_where_a_folder_is_in_the_way(tmp_path: Path) -> None:
+    first, last = tmp_path / "weights", tmp_path / "index"
+    first.mkdir()
+    last.write_bytes(b"old")
+    files = dict.fromkeys((first, last), lambda file: file.write(b"new"))
+    assert f"cannot write {str(first)!r}" in refusal(lambda: write_together(files))
+    assert last.read_bytes() == b"old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["index", "weights"]
+
+
 KILLED = """
 import os, random, signal, sys, time
 from pathlib import Path

@@ -21,6 +21,7 @@ from torchvision.utils import save_image
 from senet import SqueezeExcite, deploy, runs
 from senet.cli import main
 from senet.commands.run_data import name_of_data
+from senet.commands.slim import _as_precise
 from senet.data import DataOptions, load_data
 from senet.locking import DirectoryLock
 from senet.models import create_model
@@ -307,6 +308,20 @@ def test_fine_tuning_takes_the_options_of_the_run(
     assert "has no config.yaml to go on training by; leave --finetune out" in err
     assert told(capfd, "slim", tmp_path / "run", "--out", slim, *words)[0] == 0
     assert {path.name for path in slim.iterdir()} == FILES - {"config.yaml"}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "device", "taken"),
+    [
+        ("16-mixed", "cpu", "bf16-mixed"),
+        ("64-true", "mps", "32-true"),
+        ("64-true", "cpu", "64-true"),
+        ("16-mixed", "cuda", "16-mixed"),
+    ],
+)
+def test_fine_tuning_has_the_precision_of_its_device(wanted: str, device: str, taken: str) -> None:
+    options = replace(OPTIONS, precision=wanted)
+    assert _as_precise(options, torch.device(device)) == replace(options, precision=taken)
 
 
 def _replaced(run: Path, place: Path, change: Callable[[Any], None]) -> Path:

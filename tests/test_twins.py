@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import io
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 
-from senet.twins import Comparison, Member
+from senet import runs
+from senet.models import create_model
+from senet.runs import ModelCard
+from senet.twins import Comparison, Member, compare
 
 
 def pair(name: str, *, parameters: int, macs: int, saved: int, top1: float | None) -> Comparison:
@@ -48,3 +54,26 @@ def test_as_markdown_and_json() -> None:
     assert [row.strip("| ").split(" | ") for row in rows] == [list(row) for row in SMALL.rows()]
     assert "some/folder/of/images at 224×224" in caption
     assert json.loads(SMALL.to_json())["se"]["name"] == "se_resnet20"
+
+
+def test_fewer_images_are_timed_where_memory_holds_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("resnet20", "se_resnet20"):
+        model = create_model(name, num_classes=2)
+        card = ModelCard(
+            *(name, 2, runs.plan_of(model), ("a", "b"), (0.5,) * 3, (0.5,) * 3, 8, {}, "digits", 0)
+        )
+        runs.save_model(tmp_path / name, model, card)
+    measured: list[int] = []
+
+    def step_seconds(model: Any, x: Any, **_: Any) -> float:
+        if len(x) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        measured.append(len(x))
+        return 1.0
+
+    monkeypatch.setattr("senet.cost.step_seconds", step_seconds)
+    found = compare(tmp_path / "se_resnet20", tmp_path / "resnet20", batch_size=18)
+    assert set(measured) == {4}
+    assert found.batch_size == 4

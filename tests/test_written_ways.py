@@ -211,7 +211,7 @@ def test_operations_of_a_forward_that_asks_for_values_are_counted() -> None:
     assert count_macs(InPlace(plain), SIZE) == count_macs(plain, SIZE) == 32 * 32 * 9 * 64
 
 
-@pytest.mark.parametrize("kind", ["ids", "shared", "keywords"])
+@pytest.mark.parametrize("kind", ["ids", "shared", "keywords", "scalar", "table"])
 def test_verify_takes_single_samples_of_any_arguments(kind: str) -> None:
     class Two(nn.Module):
         def __init__(self) -> None:
@@ -219,8 +219,9 @@ def test_verify_takes_single_samples_of_any_arguments(kind: str) -> None:
             self.net, self.table = torchvision.models.resnet18(num_classes=8), nn.Embedding(5, 4)
 
         def forward(self, x: Tensor, more: Tensor) -> Tensor:
+            self.samples = len(x)
             if more.is_floating_point():
-                return self.net(x) + more
+                return self.net(x) + more.mean(0)
             return torch.cat([self.net(x), self.table(more)], 1)
 
     x, ids = torch.randn(1, 3, 64, 64), torch.tensor([1])
@@ -228,9 +229,14 @@ def test_verify_takes_single_samples_of_any_arguments(kind: str) -> None:
         "ids": (x, ids),
         "shared": (torch.randn(2, 3, 64, 64), torch.randn(1, 8)),
         "keywords": {"x": x, "more": ids},
+        "scalar": (x, torch.tensor(0.5)),
+        "table": (x, torch.randn(7, 8)),
     }[kind]
     made = senet.attach(Two(), example_inputs=given)
+    counts: list[int] = []
+    norm_of(made).register_forward_pre_hook(lambda module, args: counts.append(len(args[0])))
     assert len(senet.verify(made, given)) == 8
+    assert set(counts) == {2 if kind == "shared" else 4}
 
 
 def test_weights_that_are_computed_anew_are_not_adopted() -> None:
@@ -247,6 +253,11 @@ def test_weights_that_are_computed_anew_are_not_adopted() -> None:
 def test_only_modules_are_recalibrated(what: Any) -> None:
     with pytest.raises(UserError, match=r"is no torch\.nn\.Module"):
         senet.recalibrate(what, 64)
+
+
+def norm_of(model: Any) -> nn.Module:
+    """One that hooks of its own do not make run otherwise."""
+    return model.net.bn1
 
 
 class Early(nn.Module):
@@ -289,6 +300,24 @@ def test_the_identity_of_a_shortcut_is_told_from_that_of_a_branch(
         expected = made[1].eval()
         x = IMAGES.clone()
         torch.testing.assert_close(expected(x), expected.branch(x) + seen[0])
+
+
+def test_an_identity_before_both_is_no_shortcut() -> None:
+    class Both(Early):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.entry(x)
+            return x + self.norm(self.conv(x))
+
+    network = nn.Sequential(_convolution(), Both("", entry=True, shortcut=False))
+    assert not senet.plan(network, input_size=SIZE, placement="identity")
+
+
+def test_a_part_may_be_compiled_after_all_is_attached() -> None:
+    model = senet.attach(torchvision.models.resnet18(num_classes=3))
+    model.layer1 = torch.compile(model.layer1, backend="eager")
+    found = senet.record(model, [(torch.rand(2, 3, 32, 32), torch.tensor([0, 1]))])
+    assert len(found.blocks) == 8
+    senet.detach(model)
 
 
 def test_branches_of_mobilenetv4_are_not_taken_for_shortcuts() -> None:

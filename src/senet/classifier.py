@@ -296,7 +296,7 @@ class _Losses:
         self._losses.append(loss.detach())
         self._counts.append(count)
         # Sent for now: asked for later, a GPU would first end all that it was given since.
-        self._finite = loss.detach().isfinite().to("cpu", non_blocking=True)
+        self._finite = loss.detach().isfinite().to("cpu", non_blocking=loss.is_cuda)
         if loss.is_cuda:
             self._known = torch.cuda.Event()
             self._known.record()

@@ -74,8 +74,9 @@ def count_macs(model: nn.Module, input_size: tuple[int, ...] = (3, 224, 224)) ->
     True
     """
     x = torch.empty(1, *input_size, dtype=_dtype(model), device="meta")
+    twin = meta_copy(model)
     try:
-        return _counted(meta_copy(model), x)
+        return _counted(twin, x)
     except Exception as error:  # whatever a forward raises
         failure = error
     device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))

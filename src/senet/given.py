@@ -23,6 +23,7 @@ __all__ = [
     "evaluation_mode",
     "exchange",
     "preserved_generators",
+    "refuse_compiled",
     "to_meta",
 ]
 
@@ -56,18 +57,23 @@ def check_network(model: nn.Module) -> None:
         UserError: it is no module at all, or compiled, scripted or lazy.
     """
     check_module(model)
+    refuse_compiled("", model)
     for name, module in model.named_modules():
         what = f"module {name!r}" if name else "the model"
-        if hasattr(module, "_orig_mod"):
-            raise UserError(
-                f"{what} is compiled, its graph is fixed; use the module before torch.compile "
-                f"({name or 'model'}._orig_mod) and compile afterwards"
-            )
         if isinstance(module, torch.jit.ScriptModule):
             raise UserError(f"{what} is scripted, its graph is fixed; use the eager one")
     for name, parameter in (*model.named_parameters(), *model.named_buffers()):
         if nn.parameter.is_lazy(parameter):
             raise UserError(f"{name!r} is a lazy parameter; run the model once on real input first")
+
+
+def refuse_compiled(name: str, module: nn.Module) -> None:
+    """Refuse a module of this name if it is compiled, "" being the model itself."""
+    if hasattr(module, "_orig_mod"):
+        raise UserError(
+            f"{f'module {name!r}' if name else 'the model'} is compiled, its graph is fixed; use "
+            f"the module before torch.compile ({name or 'model'}._orig_mod) and compile afterwards"
+        )
 
 
 def copied(model: Network, *, hooks: bool = True, on_meta: bool = False) -> Network:

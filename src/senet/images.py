@@ -13,7 +13,7 @@ from typing import BinaryIO, NoReturn
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
@@ -46,6 +46,17 @@ _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 MAX_PIXELS = 89_478_485
 """Larger images are refused: Pillow's own limit against decompression bombs, 256 MiB of RGB."""
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""By orientation. `ImageOps` would write all EXIF data anew, which fails where they are bad."""
 
 CROP = 0.875
 """The part of an image's shorter side that evaluation looks at (224 of 256 pixels)."""
@@ -176,8 +187,10 @@ def _refuse_bomb(width: int, height: int) -> None:
 
 def rgb_pixels(image: Image.Image) -> Tensor:
     """A Pillow image as RGB, uint8 (3, H, W), as ``read_image`` describes."""
-    if _orientation(image) != 1:  # else it would be copied
-        image = ImageOps.exif_transpose(image)
+    if _orientation(image) != 1:
+        image.load()  # by which a TIFF is turned already
+        how = _UPRIGHT.get(_orientation(image))
+        image = image if how is None else image.transpose(how)
     if image.mode == "F":
         raise ValueError("floating-point pixels have no fixed range; save it with 8 or 16 bits")
     if image.mode.startswith("I"):  # 16 bits, or 32; Pillow's own conversion clips at 255

@@ -61,8 +61,8 @@ class Recalibrated(nn.Module):
         """
         if self.site.before:
             return self.norm(self.se(x), *args, **kwargs)
-        if x is None:
-            return self.se(self.norm(*args, **kwargs))
+        if x is None:  # by name, or one that may be left out
+            return self.se(self.norm(*((x, *args) if args else ()), **kwargs))
         if args or kwargs or self._composed_because(x):
             return self.se(self.norm(x, *args, **kwargs))
         operands = norm_operands(self.norm, x), block_operands(self.se)
@@ -143,8 +143,8 @@ class Recalibrated(nn.Module):
     def __setattr__(self, name: str, value: Any) -> None:
         """What is read from the wrapped module is set there too: ``momentum``, ``eps`` …"""
         norm = self.__dict__.get("_modules", {}).get("norm")
-        own = name in _OWN or name in self.__dict__ or name.startswith("_")
-        if norm is not None and not own and hasattr(norm, name):
+        own = name in _OWN or name.startswith("_") or hasattr(type(self), name)
+        if norm is not None and not own and _has_value(norm, name):
             setattr(norm, name, value)
         else:
             super().__setattr__(name, value)
@@ -152,6 +152,11 @@ class Recalibrated(nn.Module):
     def extra_repr(self) -> str:
         """Which tensor is gated."""
         return f"{self.site.kind}, {self.site.placement}"
+
+
+def _has_value(module: nn.Module, name: str) -> bool:
+    """Whether a module has such an attribute, and it is no method."""
+    return hasattr(module, name) and not isinstance(getattr(module, name), MethodType)
 
 
 def _names(module: nn.Module) -> set[str]:

@@ -158,7 +158,7 @@ def _whole_plan(
 def _on_shortcuts(
     model: nn.Module, graph: Graph, inputs: tuple[Any, ...], keywords: Mapping[str, Any]
 ) -> frozenset[str]:
-    """The modules that hand what they were given on to a sum.
+    """The modules that hand what they were given on to a sum, and to nothing else.
 
     An `Identity` at the beginning of a branch hands on the same tensor: which of the two a sum
     takes is seen in a second run, in which each returns a view of its own.
@@ -170,7 +170,8 @@ def _on_shortcuts(
 
     def is_summed(node: Node) -> bool:
         after = [told.nodes[index] for index in told.consumers[node.index]]
-        return any(n.kind in ("add", "stack") or (is_view(n) and is_summed(n)) for n in after)
+        sums = (n.kind in ("add", "stack") or (is_view(n) and is_summed(n)) for n in after)
+        return bool(after) and all(sums)
 
     def is_view(node: Node) -> bool:
         return node.op == "view_as" and node.module in paths

@@ -6,6 +6,7 @@ rebuild the network and to prepare images for it. Nothing here is ever unpickled
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -71,6 +72,9 @@ def write_together(files: Mapping[Path, Callable[[BinaryIO], object]]) -> None:
                     write(file)
                     file.flush()
                     os.fsync(file.fileno())
+            for path in files:
+                if path.is_dir():
+                    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
             if len(places) > 1:
                 path.unlink(missing_ok=True)
             for path, beside in places.items():

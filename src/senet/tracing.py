@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from .errors import UserError
-from .given import check_network, copied, preserved_generators, to_meta
+from .given import check_network, copied, preserved_generators, refuse_compiled, to_meta
 from .graph import Graph
 from .recording import Recorder
 
@@ -58,6 +58,8 @@ def trace(
         UserError: the model is not a plain, initialised module, or cannot be copied.
     """
     check_network(model)
+    for name, module in model.named_modules():
+        refuse_compiled(name, module)
     twin = meta_copy(model)
     with preserved_generators(model), torch.no_grad():
         try:

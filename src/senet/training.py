@@ -316,9 +316,9 @@ def _threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-        if count is not None and said is None:
-            del os.environ["OMP_NUM_THREADS"]
-        elif said is not None:
+        if said is None:
+            os.environ.pop("OMP_NUM_THREADS", None)
+        else:
             os.environ["OMP_NUM_THREADS"] = said
 
 

@@ -243,13 +243,14 @@ class Trial:
         """A single sample becomes four, and equal samples slightly different ones.
 
         Batch statistics need several, and a branch that is alive tells samples apart. Tensors
-        that are arguments are batches; what is deeper (a detector's images and boxes) is samples.
+        that are arguments are batches, the first of images says of how many samples; what is
+        in lists (a detector's images and boxes) is samples.
         """
-        given = x.values() if isinstance(x, Mapping) else x if isinstance(x, tuple) else (x,)
-        batches = [value for value in given if isinstance(value, Tensor)]
-        single = all(value.dim() and len(value) == 1 for value in batches)
-        known = {id(value) for value in batches}
-        return tree_map(lambda value: self._varied(value, single and id(value) in known), x)
+        batches = _batches(x)
+        images = [value for value in batches if value.is_floating_point() and value.dim() > 1]
+        single = all(len(value) == 1 for value in images[:1] or batches[:1])
+        repeated = {id(value) for value in batches if single and len(value) == 1}
+        return tree_map(lambda value: self._varied(value, id(value) in repeated), x)
 
     def _varied(self, value: Any, single: bool) -> Any:
         if not isinstance(value, Tensor):
@@ -324,6 +325,14 @@ def _copied(model: nn.Module) -> nn.Module:
             f"{type(model).__name__} cannot be copied ({reason}); "
             "verify a model before it is sharded or otherwise tied to its process"
         ) from error
+
+
+def _batches(x: Any) -> list[Tensor]:
+    """The tensors with a first dimension among arguments, by position, by name or in a dict."""
+    if isinstance(x, Tensor):
+        return [x] if x.dim() else []
+    parts = x.values() if isinstance(x, Mapping) else x if isinstance(x, tuple) else ()
+    return [tensor for part in parts for tensor in _batches(part)]
 
 
 def _samples_differ(value: Tensor) -> bool:

@@ -106,7 +106,7 @@ def data_of_run(
 def _is_pattern(data: str) -> bool:
     """Whether it means shards, and no manifest says which of them are held out."""
     path = runs.expanded(data)
-    return is_sharded(data) and not path.is_dir() and path.name != MANIFEST
+    return is_sharded(data) and not os.path.isdir(path) and path.name != MANIFEST
 
 
 def _difference(found: tuple[str, ...], expected: tuple[str, ...]) -> str:

@@ -102,6 +102,11 @@ def main(argv: Sequence[str]) -> int:
     device = pick_device(given.device)
     card = runs.read_card(run)
     options = read_options(run / CONFIG, whole=True) if (run / CONFIG).exists() else None
+    if given.finetune and device.index:
+        raise UserError(
+            f"device is {given.device}, but fine-tuning takes the first GPU; leave --finetune out, "
+            f"or have that one be the first: CUDA_VISIBLE_DEVICES={device.index}"
+        )
     if given.finetune and options is None:
         raise UserError(f"{run} has no {CONFIG} to go on training by; leave --finetune out")
     model = runs.load(run, device=device)
@@ -270,7 +275,7 @@ def _finetuned(
     )
     place = out / FINETUNED
     train(
-        options,
+        _as_precise(options, device),
         place,
         pipes=given.data is not None,
         say=lambda line: print(line, file=sys.stderr, flush=True),
@@ -283,6 +288,15 @@ def _finetuned(
     )  # anew, for the workers of the old one framed as before
     found = evaluate(model, held_out, classes=card.classes, device=device)
     return Score(found.top1, found.top5, found.loss, found.images)
+
+
+def _as_precise(options: TrainOptions, device: torch.device) -> TrainOptions:
+    """In the run's precision, or the nearest that this device has."""
+    if (device.type, options.precision) == ("cpu", "16-mixed"):
+        return replace(options, precision="bf16-mixed")
+    if (device.type, options.precision) == ("mps", "64-true"):
+        return replace(options, precision="32-true")
+    return options
 
 
 def _tell(report: SlimReport, console: Console, title: str) -> None:
