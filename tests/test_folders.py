@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
+import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 from generated import make_image_folder
 
+from senet.data import DataOptions, load_data
 from senet.errors import UserError
-from senet.folders import FolderSplit, read_folder
+from senet.folders import FolderSplit, fingerprint, read_folder
 
 
 def read(root: Path, *, val_fraction: float = 0.25, seed: int = 0) -> FolderSplit:
     return read_folder(root, val_fraction=val_fraction, seed=seed)
+
+
+def told(split: FolderSplit) -> str:
+    return fingerprint(split.root, (split.train_paths, split.val_paths))
 
 
 def refusal(root: Path) -> str:
@@ -124,28 +132,45 @@ def test_a_single_image_cannot_be_split(tmp_path: Path) -> None:
 
 def test_the_fingerprint_is_that_of_paths_and_sizes(tmp_path: Path) -> None:
     one = make_image_folder(tmp_path / "one", per_class=4)
-    before = read(one).fingerprint()
+    before = told(read(one))
     shutil.copytree(one, tmp_path / "two")
-    assert read(tmp_path / "two").fingerprint() == before
+    assert told(read(tmp_path / "two")) == before
     image = one / "train" / "cat" / "0.png"
     image.rename(image.with_name("new.png"))
-    renamed = read(one).fingerprint()
+    renamed = told(read(one))
     image.with_name("new.png").rename(image)
-    assert read(one).fingerprint() == before
+    assert told(read(one)) == before
     image.write_bytes(image.read_bytes() + b"\0")
-    longer = read(one).fingerprint()
+    longer = told(read(one))
     shutil.move(image, one / "val" / "cat" / "more.png")
-    assert len({before, renamed, longer, read(one).fingerprint()}) == 4
+    assert len({before, renamed, longer, told(read(one))}) == 4
 
 
 def test_a_link_that_leads_nowhere_has_a_fingerprint_too(tmp_path: Path) -> None:
     """Reading it will tell what is wrong, in its own words."""
     make_image_folder(tmp_path, per_class=4)
     (tmp_path / "train" / "cat" / "gone.png").symlink_to(tmp_path / "nowhere.png")
-    assert len(read(tmp_path).fingerprint()) == 16
+    assert len(told(read(tmp_path))) == 16
 
 
 def test_the_fingerprint_of_a_split_is_the_same_every_time(tmp_path: Path) -> None:
     make_image_folder(tmp_path, per_class=8, split=False)
-    assert read(tmp_path).fingerprint() == read(tmp_path).fingerprint()
-    assert read(tmp_path).fingerprint() != read(tmp_path, seed=1).fingerprint()
+    assert told(read(tmp_path)) == told(read(tmp_path))
+    assert told(read(tmp_path)) != told(read(tmp_path, seed=1))
+
+
+def test_the_lists_of_paths_are_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A million of them would be copied into every process that loads images."""
+    make_image_folder(tmp_path)
+    splits: list[weakref.ref[FolderSplit]] = []
+
+    def noted(root: Path, **options: Any) -> FolderSplit:
+        split = read_folder(root, **options)
+        splits.append(weakref.ref(split))
+        return split
+
+    monkeypatch.setattr("senet.data.read_folder", noted)
+    data = load_data(DataOptions(data=str(tmp_path)))
+    gc.collect()
+    assert [split() for split in splits] == [None]
+    assert data.record().files == told(read(tmp_path))

@@ -17,7 +17,7 @@ from . import catalogue
 from .checking import check_bytes
 from .distortion import Distortion
 from .errors import UserError, nearest
-from .folders import read_folder
+from .folders import fingerprint, read_folder
 from .image_sets import (
     ArrayImages,
     CatalogueImages,
@@ -126,7 +126,7 @@ class DataRecord:
         classes: Names by label.
         train: How many training images.
         val: How many held out.
-        files: `FolderSplit.fingerprint` of a folder, `ShardSplit.fingerprint` of shards; "" for
+        files: `senet.folders.fingerprint` of a folder, `ShardSplit.fingerprint` of shards; "" for
             the others, which do not change.
     """
 
@@ -321,13 +321,16 @@ def _named(name: str, options: DataOptions) -> ImageData:
 
 def _from_folder(folder: Path, options: DataOptions) -> ImageData:
     split = read_folder(folder, val_fraction=options.val_fraction, seed=options.seed)
-    train, val = _photo_framings(options)
-    return _photos(
-        FileImages(split.train_paths, split.train_labels, train),
-        FileImages(split.val_paths, split.val_labels, val),
-        split.classes,
-        split.fingerprint,
-    )
+    framings = _photo_framings(options)
+    train = FileImages(split.train_paths, split.train_labels, framings[0])
+    val = FileImages(split.val_paths, split.val_labels, framings[1])
+    # Of the split nothing is kept: its lists of paths are what `FileImages` does without.
+    known = partial(_fingerprint, split.root, train, val)
+    return _photos(train, val, split.classes, known)
+
+
+def _fingerprint(root: Path, *parts: FileImages) -> str:
+    return fingerprint(root, (map(part.path, range(len(part))) for part in parts))
 
 
 def _from_shards(split: ShardSplit, options: DataOptions) -> ImageData:

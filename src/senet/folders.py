@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from .errors import UserError
 from .images import find_images
 from .sampling import stratified_split
 
-__all__ = ["FolderSplit", "read_folder"]
+__all__ = ["FolderSplit", "fingerprint", "read_folder"]
 
 
 _PARTS = frozenset(("train", "val", "valid", "validation", "test"))
@@ -31,18 +32,19 @@ class FolderSplit:
     val_paths: list[Path]
     val_labels: Tensor
 
-    def fingerprint(self) -> str:
-        """A short text that changes with the files' paths below ``root``, parts and sizes.
 
-        Their contents are not read: that would take as long as an epoch.
-        """
-        digest = hashlib.sha256()
-        for part in (self.train_paths, self.val_paths):
-            for path in part:
-                name = os.fsencode(path.relative_to(self.root))
-                digest.update(b"%s\0%d\0" % (name, _size(path)))
-            digest.update(b"\0")
-        return digest.hexdigest()[:16]
+def fingerprint(root: Path, parts: Iterable[Iterable[Path]]) -> str:
+    """A short text that changes with the files' paths below ``root``, parts and sizes.
+
+    Their contents are not read: that would take as long as an epoch.
+    """
+    digest = hashlib.sha256()
+    for part in parts:
+        for path in part:
+            name = os.fsencode(path.relative_to(root))
+            digest.update(b"%s\0%d\0" % (name, _size(path)))
+        digest.update(b"\0")
+    return digest.hexdigest()[:16]
 
 
 def _size(path: Path) -> int:
