@@ -36,11 +36,16 @@ def freeze() -> Iterator[Callable[[Path], None]]:
         subprocess.run(["umount", str(folder)], check=True)
 
 
+@pytest.mark.parametrize("twin", [False, True])
 def test_a_finished_run_is_finished(
-    tmp_path: Path, freeze: Callable[[Path], None], capfd: pytest.CaptureFixture[str]
+    twin: bool,
+    tmp_path: Path,
+    freeze: Callable[[Path], None],
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     run = tmp_path / "disk" / "run"
-    train(options_for(Path("digits"), image_size=8, epochs=1), run, say=lambda line: None)
+    options = options_for(Path("digits"), image_size=8, epochs=1, twin=twin)
+    train(options, run, say=lambda line: None)
     freeze(run.parent)
     assert main(["train", "--out", str(run), "--resume"]) == 0
     out, err = capfd.readouterr()

@@ -384,6 +384,12 @@ def test_a_twin_is_timed_with_no_more_images_than_there_are(
     result = train(options, tmp_path / "run", say=lambda line: None)
     assert result.comparison is not None
     assert result.comparison.batch_size == 1438
+    again = train(options, tmp_path / "run", resume=True, say=lambda line: None)
+    assert again.comparison == result.comparison, "what was timed is not timed anew"
+    (tmp_path / "run" / "comparison.json").write_text("{}")
+    again = train(options, tmp_path / "run", resume=True, say=lambda line: None)
+    assert again.comparison is not None
+    assert again.comparison.plain.macs == result.comparison.plain.macs
 
 
 def test_images_that_are_not_finite_stop_at_the_first_step(data: ImageData, tmp_path: Path) -> None:

@@ -118,13 +118,17 @@ def train(
         if is_helper():
             return result
         from .checkpoints import LAST, read_record
-        from .twins import compare, write_comparison
+        from .twins import compare, read_comparison, write_comparison
+
+        finished = not (result.trained or beside.trained)
+        if finished and (before := read_comparison(out)) is not None:
+            return replace(result, comparison=before)
 
         known = read_record(out / LAST).data
         most = options.batch_size if known is None else min(options.batch_size, known.train)
         comparison = compare(out, out / TWIN, batch_size=most, device=_device(options.accelerator))
-    write_comparison(comparison, out)
     draw(out, {plain.model: beside.rows, options.model: result.rows})
+    write_comparison(comparison, out)
     return replace(result, comparison=comparison)
 
 

@@ -17,9 +17,12 @@ from . import cost, runs
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["Comparison", "Member", "compare", "write_comparison"]
+__all__ = ["Comparison", "Member", "compare", "read_comparison", "write_comparison"]
 
 HEADER = ("network", "top-1", "parameters", "MACs", "ms a step", "saved for backward")
+
+
+JSON, MARKDOWN = "comparison.json", "comparison.md"
 
 
 @dataclass(frozen=True)
@@ -173,11 +176,23 @@ def _measured(pair: dict[Path, nn.Module], x: Tensor) -> Iterator[Member]:
         yield _member(run, model, x, step_ms=1000 * median(seconds[run]))
 
 
+def read_comparison(directory: Path) -> Comparison | None:
+    """What `write_comparison` wrote there; None where that is not, or not whole."""
+    if not (directory / MARKDOWN).exists():
+        return None
+    try:
+        document = json.loads((directory / JSON).read_bytes())
+        members = {name: Member(**document[name]) for name in ("plain", "se")}
+        return Comparison(**document | members)
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
 def write_comparison(comparison: Comparison, directory: Path) -> None:
     """Write comparison.json and comparison.md, each whole."""
     document, table = comparison.to_json().encode(), comparison.to_markdown().encode()
-    runs.atomic_write(directory / "comparison.json", lambda file: file.writelines([document]))
-    runs.atomic_write(directory / "comparison.md", lambda file: file.writelines([table]))
+    runs.atomic_write(directory / JSON, lambda file: file.writelines([document]))
+    runs.atomic_write(directory / MARKDOWN, lambda file: file.writelines([table]))
 
 
 def _member(run: Path, model: nn.Module, x: torch.Tensor, *, step_ms: float) -> Member:
