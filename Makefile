@@ -11,7 +11,7 @@ VENV := .venv
 EXPORTS := tests/test_exchange.py tests/test_export_command.py
 BIN := $(VENV)/bin
 # In the order of their names: by default a file of few tests comes last, and those of few are long.
-IN_TURN := -n 2 --dist loadfile --no-loadscope-reorder
+IN_TURN := -n 3 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow test-browser lint clean

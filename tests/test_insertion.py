@@ -376,6 +376,10 @@ def _traced(model):
     ("act", "message"),
     [
         (lambda m: attach(attach(m, input_size=SIZE)), r"SE is already there \(1\.0\.bn2\)"),
+        (
+            lambda m: attach(nn.Sequential(m, SqueezeExcite(8)), input_size=SIZE),
+            r"SE is already there \(1\); it is the network's own, which senet\.detach leaves",
+        ),
         (lambda m: attach(nn.Linear(3, 3), input_size=(3,)), "nothing to attach to in Linear"),
         (
             lambda m: attach(timm.create_model("vit_tiny_patch16_224")),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from .adoption import adoptable, return_adopted
+from .adoption import AdoptedSqueezeExcite, adoptable, return_adopted
 from .block import BlockOptions, SqueezeExcite
 from .errors import UserError, nearest
 from .given import check_module, check_network, exchange
@@ -208,11 +208,15 @@ def _differs(option: str, value: Any) -> bool:
 
 
 def _refuse_attached(model: nn.Module) -> None:
+    removable = {wrapper.se for _, wrapper in recalibrated_modules(model)}
     for path, module in model.named_modules():
         if isinstance(module, SqueezeExcite):
+            ours = module in removable or isinstance(module, AdoptedSqueezeExcite)
+            how = "senet.detach the model first"
+            if not ours:
+                how = "it is the network's own, which senet.detach leaves; take it out first"
             raise UserError(
-                f"SE is already there ({path.removesuffix('.se') or 'the model itself'}); "
-                "senet.detach the model first"
+                f"SE is already there ({path.removesuffix('.se') or 'the model itself'}); {how}"
             )
 
 
