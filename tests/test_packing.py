@@ -205,6 +205,20 @@ def test_killed_and_run_again(tmp_path: Path) -> None:
     assert contents(out) == contents(tmp_path / "whole")
 
 
+def test_two_at_once_do_not_meet(tmp_path: Path) -> None:
+    folder = make_image_folder(tmp_path / "set", per_class=80, size=(64, 64))
+    out = tmp_path / "out"
+    running = start(["pack", folder, "--out", out, "--shard_size=0.02"], tmp_path / "log")
+    assert wait_until(lambda: (out / STAGING).exists(), running)
+    os.kill(running.pid, signal.SIGSTOP)
+    with pytest.raises(UserError, match="another senet pack is under way in"):
+        pack(folder, out)
+    os.kill(running.pid, signal.SIGCONT)
+    assert running.wait().status == 0
+    pack(folder, tmp_path / "alone", shard_bytes=20_000)
+    assert contents(out) == contents(tmp_path / "alone")
+
+
 def test_ctrl_c_leaves_nothing_and_says_so(tmp_path: Path) -> None:
     folder = make_image_folder(tmp_path / "set", per_class=40, size=(64, 64))
     assert kill_between(folder, tmp_path / "out", tmp_path / "log", signal.SIGINT) == 130

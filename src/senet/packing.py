@@ -20,6 +20,7 @@ from . import runs
 from .errors import UserError
 from .folders import FolderSplit, read_folder
 from .images import decode_image, existing_file, quiet
+from .locking import LOCK, DirectoryLock
 from .manifests import MANIFEST, PARTS, Manifest, ShardEntry
 from .sampling import mix
 
@@ -75,7 +76,8 @@ def pack(
         progress: Show a bar on standard error.
 
     Raises:
-        UserError: ``out`` holds something else, images cannot be read (named), the disk is full.
+        UserError: ``out`` holds something else, another call is packing into it, images cannot
+            be read (named), the disk is full.
     """
     folder, out = Path(folder), Path(out)
     split = read_folder(folder, val_fraction=val_fraction, seed=seed)
@@ -83,8 +85,24 @@ def pack(
         raise UserError(f"{str(out)!r} is inside of {str(folder)!r}; name a folder elsewhere")
     _check_out(out)
     made_here = not out.exists()
+    runs.make_directory(out)
     try:
-        runs.make_directory(out)
+        with DirectoryLock(out) as lock:
+            if not lock.take():
+                raise UserError(
+                    f"another senet pack is under way in {str(out)!r}; name another folder"
+                )
+            manifest = _packed(split, out, shard_bytes, seed, progress)
+    except BaseException:
+        if made_here and not any(out.iterdir()):
+            out.rmdir()
+        raise
+    return Packed(out, manifest)
+
+
+def _packed(split: FolderSplit, out: Path, shard_bytes: int, seed: int, progress: bool) -> Manifest:
+    """Shards and manifest in ``out``, or nothing."""
+    try:
         with _disk_told(out):
             _clear(out)
             (out / STAGING).mkdir()
@@ -96,11 +114,9 @@ def pack(
     except BaseException:
         if not (out / MANIFEST).exists():
             _clear(out)
-            if made_here and out.is_dir():
-                out.rmdir()
         raise
     _clear(out, keep_shards=True)
-    return Packed(out, manifest)
+    return manifest
 
 
 def _check_out(out: Path) -> None:
@@ -112,7 +128,7 @@ def _check_out(out: Path) -> None:
     names = {path.name for path in out.iterdir()}
     if MANIFEST in names:
         raise UserError(f"{str(out)!r} holds a {MANIFEST} already; name another folder")
-    ours = {name for name in names if name == STAGING or runs.is_temporary(Path(name))}
+    ours = {n for n in names if n in (STAGING, LOCK) or runs.is_temporary(Path(n))}
     if STAGING in names:
         ours |= {name for name in names if _IS_SHARD.fullmatch(name)}
     if others := sorted(names - ours):
