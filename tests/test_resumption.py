@@ -229,6 +229,24 @@ def test_a_folder_that_finder_has_opened_is_empty(folder: Path, tmp_path: Path) 
     assert len(train(options, tmp_path, say=lambda line: None).rows) == 1
 
 
+def test_an_evaluation_says_that_others_are_held_out_now(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """With an image more in a class, all that is held out of it is drawn anew."""
+    folder = make_image_folder(tmp_path / "set", per_class=8, size=(16, 16), split=False)
+    run = tmp_path / "run"
+    train(options_for(folder, epochs=1), run, say=lambda line: None)
+    assert main(["evaluate", str(run), "--json"]) == 0
+    assert capfd.readouterr().err == ""
+    shutil.copy(folder / "cat" / "0.png", folder / "cat" / "more.png")
+    assert main(["evaluate", str(run), "--json"]) == 0
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(f"senet: warning: the data has changed since {run} was trained")
+    (run / LAST).write_bytes(b"damaged")
+    assert main(["evaluate", str(run), "--json"]) == 0
+    assert capfd.readouterr().err == ""
+
+
 def test_a_twin_is_not_trained_on_other_data(folder: Path, tmp_path: Path) -> None:
     """Interrupted between the two: the second is new, and its data are not those of the first."""
     run, options = tmp_path / "run", options_for(folder, twin=True)

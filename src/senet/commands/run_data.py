@@ -9,6 +9,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from .. import runs
+from ..catalogue import CATALOGUE
 from ..data import DataOptions, ImageData, load_data
 from ..errors import UserError
 from ..image_sets import Framing
@@ -98,9 +99,33 @@ def data_of_run(
             f"{given.data or card.data} has other classes than {run}: "
             f"{_difference(found.classes, card.classes)}"
         )
+    if given.data is None and _is_split_by_us(card.data):
+        _tell_of_changes(run, found)
     for images in (found.train, found.val):  # whatever the data set's own normalisation is
         images.framing = Framing(card.image_size, card.mean, card.std)
     return found
+
+
+def _is_split_by_us(data: str) -> bool:
+    """Whether it is a folder of images without val/, a part of which is held out by the seed."""
+    path = runs.expanded(data)
+    return data not in CATALOGUE and os.path.isdir(path) and not os.path.isdir(path / "val")
+
+
+def _tell_of_changes(run: Path, now: ImageData) -> None:
+    """Say so where files came or went: others are held out then, which may have been trained on."""
+    from ..checkpoints import LAST, read_record  # brings Lightning
+
+    try:
+        before = read_record(run / LAST).data
+    except UserError:
+        return  # damaged, which the weights need not be
+    if before is not None and (difference := before.difference(now.record())):
+        print(
+            f"senet: warning: the data has changed since {run} was trained: {difference}; some of "
+            "what is held out now may have been trained on",
+            file=sys.stderr,
+        )
 
 
 def _is_pattern(data: str) -> bool:
