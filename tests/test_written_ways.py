@@ -66,6 +66,9 @@ def test_modules_called_by_keyword_end_in_se(training: bool) -> None:
         assert [site.path for site in made._senet_plan] == ["norm"]
         outputs.append(made.train(training)(IMAGES))
         assert len(senet.verify(made, IMAGES)) == 1
+        fast = senet.deploy(made, example_inputs=IMAGES)
+        assert (fast.report.count("folded"), fast.report.count("left")) == (1, 0)
+        torch.testing.assert_close(fast(IMAGES), made.eval()(IMAGES), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(*outputs)
 
 

@@ -196,9 +196,12 @@ class OutputGated(nn.Module):
         super().__init__()
         self.se = se
 
-    def forward(self, u: Tensor) -> Tensor:
-        """u · s, in u's memory unless traced. u: (N, C, S₁, …, S_d)."""
-        return _scaled(u, self.se.gates(u))
+    def forward(self, input: Tensor) -> Tensor:
+        """u · s, in the memory of u (N, C, S₁, …, S_d), the input, unless traced.
+
+        It stands in a norm's place, and has its parameter's name.
+        """
+        return _scaled(input, self.se.gates(input))
 
 
 def refuse_deployed(model: nn.Module) -> None:
