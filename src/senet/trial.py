@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from .block import SqueezeExcite
 from .errors import UserError
 from .given import copied
 from .norm import Recalibrated, recalibrated_modules
 from .outputs import floating_tensors
+from .samples import are_distinct, several
 
 __all__ = ["Observed", "Trial", "blocks_by_path"]
 
@@ -90,13 +91,11 @@ class Trial:
         self.seed = seed
         self.seed(0)
         self.twin = _prepared(model, to_float32=converted)
-        self.dtype = torch.float32 if converted else torch.bfloat16
         self.mixed = len(self.types) > 1
         self.given = x
-        self.x = self._several(x)
-        self.distinct = all(
-            _samples_differ(t) for t in tree_leaves(self.x) if isinstance(t, Tensor)
-        )
+        dtype = torch.float32 if converted else torch.bfloat16
+        self.x = several(x, None if self.mixed else dtype)
+        self.distinct = are_distinct(self.x)
         self.counting = True
         self.disturbed: SqueezeExcite | None = None
         self.blocks = dict(blocks_by_path(self.twin))
@@ -239,33 +238,6 @@ class Trial:
                 f"{', '.join(map(str, shapes)) or 'none'}: {reason}; give verify what it accepts"
             ) from error
 
-    def _several(self, x: Any) -> Any:
-        """A single sample becomes four, and equal samples slightly different ones.
-
-        Batch statistics need several, and a branch that is alive tells samples apart. Tensors
-        that are arguments are batches, the first of images says of how many samples; what is
-        in lists (a detector's images and boxes) is samples.
-        """
-        batches = _batches(x)
-        images = [value for value in batches if value.is_floating_point() and value.dim() > 1]
-        single = all(len(value) == 1 for value in images[:1] or batches[:1])
-        repeated = {id(value) for value in batches if single and len(value) == 1}
-        return tree_map(lambda value: self._varied(value, id(value) in repeated), x)
-
-    def _varied(self, value: Any, single: bool) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        if value.is_floating_point():
-            value = value.detach().to(value.dtype if self.mixed else self.dtype, copy=True)
-        if single:
-            value = value.repeat(4, *(1,) * (value.dim() - 1))
-        if not value.is_floating_point() or value.dim() < 2 or _samples_differ(value):
-            return value
-        if len(value) < 2:  # of several arguments not all are single: it is shared by the samples
-            return value
-        scale = max(1.0, float(value.abs().max()))  # or the noise would be lost to rounding
-        return value + 0.1 * scale * torch.randn_like(value)
-
 
 class _Statistics:
     """Which statistics the norms of a network take.
@@ -325,18 +297,6 @@ def _copied(model: nn.Module) -> nn.Module:
             f"{type(model).__name__} cannot be copied ({reason}); "
             "verify a model before it is sharded or otherwise tied to its process"
         ) from error
-
-
-def _batches(x: Any) -> list[Tensor]:
-    """The tensors with a first dimension among arguments, by position, by name or in a dict."""
-    if isinstance(x, Tensor):
-        return [x] if x.dim() else []
-    parts = x.values() if isinstance(x, Mapping) else x if isinstance(x, tuple) else ()
-    return [tensor for part in parts for tensor in _batches(part)]
-
-
-def _samples_differ(value: Tensor) -> bool:
-    return bool((value != value[:1]).any()) if value.dim() else False
 
 
 def _parts(module: nn.Module, made: Mapping[nn.Module, list[Tensor]]) -> list[Tensor]:

@@ -283,9 +283,8 @@ def _finetuned(
     model, tuned = runs.load(place, device=device), runs.read_card(place)
     # Other data are normalised by their own mean and deviation, to which it is now trained.
     data.val.framing = Framing(tuned.image_size, tuned.mean, tuned.std)
-    _, held_out = _halves(
-        data, card, given
-    )  # anew, for the workers of the old one framed as before
+    # A loader anew, for the workers of the old one have the framing that they began with.
+    _, held_out = _halves(data, card, given)
     found = evaluate(model, held_out, classes=card.classes, device=device)
     return Score(found.top1, found.top5, found.loss, found.images)
 
