@@ -63,8 +63,7 @@ def fold(conv: Any, norm: nn.Module) -> None:
     bias = 0.0 if conv.bias is None else in_float64(conv.bias)
     scaled = in_float64(weight) * alpha.reshape(-1, *(1,) * (weight.dim() - 1))
     for name, value in (("weight", scaled), ("bias", alpha * bias + shift)):
-        value = value.to(weight.dtype).to(weight.device)
-        setattr(conv, name, nn.Parameter(value, requires_grad=False))
+        setattr(conv, name, nn.Parameter(value.to(weight), requires_grad=False))
 
 
 def after_norm(norm: nn.Module) -> nn.Module:

@@ -243,8 +243,7 @@ def _compose(first: nn.Linear, weight: Tensor, bias: Any) -> nn.Linear:
     if bias is not None:
         shift = shift + w1 @ in_float64(bias)
     for name, value in (("weight", w1 @ in_float64(weight)), ("bias", shift)):
-        value = value.to(first.weight.dtype).to(first.weight.device)
-        setattr(together, name, nn.Parameter(value, requires_grad=False))
+        setattr(together, name, nn.Parameter(value.to(first.weight), requires_grad=False))
     return together
 
 

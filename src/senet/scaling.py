@@ -61,7 +61,7 @@ SIDES: Mapping[str, Callable[[Any, Tensor], None]] = {
 def _put(module: nn.Module, name: str, value: Tensor) -> None:
     """A new value in the place of a parameter or buffer, of its type."""
     old: Any = getattr(module, name)
-    value = value.to(old.dtype).to(old.device).contiguous()
+    value = value.to(old).contiguous()
     if isinstance(old, nn.Parameter):
         value = nn.Parameter(value, requires_grad=old.requires_grad)
     setattr(module, name, value)
