@@ -1,19 +1,12 @@
-"""Two processes, one batch between them: what SyncBatchNorm and its block find, to a file each.
-
-Usage: synchronised.py FOLDER, an empty one; it gets 0.pt and 1.pt.
-"""
+"""Two processes, one batch between them: what SyncBatchNorm and its block find in each."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from datetime import timedelta
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.multiprocessing import start_processes
 from torch.nn.parallel import DistributedDataParallel
 
 from senet import recalibrate
@@ -64,20 +57,14 @@ def _compiled() -> Callable[[Tensor], Tensor]:
     return torch.compile(network(nn.SyncBatchNorm), backend="eager")
 
 
-def _work(rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=(folder / "rendezvous").as_uri(),
-        rank=rank,
-        world_size=len(SPLIT),
-        timeout=timedelta(seconds=60),
-    )
+def share(rank: int, world: int) -> dict[str, Tensor | str]:
+    """What process ``rank`` finds with its part of the batch; for `processes.call_group`."""
+    dist.init_process_group("gloo", rank=rank, world_size=world)
     x, g = (t.split(SPLIT)[rank] for t in batch())
     model = DistributedDataParallel(network(nn.BatchNorm2d))
     # Around a SyncBatchNorm on the CPU it would refuse, as PyTorch's own has no such forward.
     model.module.norm = nn.SyncBatchNorm.convert_sync_batchnorm(model.module.norm)
-    found = findings(model, x, g)
+    found: dict[str, Tensor | str] = dict(findings(model, x, g))
     found["fused"] = torch.tensor(model.module.choice(x).implementation == "aten")
     # A process without images takes part in the others' statistics and gradients all the same.
     x, g = (t[: 8 * rank] for t in batch())
@@ -89,9 +76,5 @@ def _work(rank: int, folder: Path) -> None:
             build()(x)
         except Exception as error:
             found[f"said.{name}"] = str(error)
-    torch.save(found, folder / f"{rank}.pt")
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    start_processes(_work, (Path(sys.argv[1]),), nprocs=len(SPLIT), start_method="fork")
+    return found

@@ -248,16 +248,26 @@ def test_deviations_keep_the_digits() -> None:
     x = torch.randn(4, 3, 400, generator=torch.Generator().manual_seed(1)) + 1e4
     truth = x.double()
     m = x.mean(2)
-    first = m[0]
-    mu = first + (m - first).mean(0)
-    close_to = truth.mean((0, 2))
-    assert ((mu - close_to).abs() / close_to).max() < 1e-6
+    mu = m[0] + (m - m[0]).mean(0)
     v = (x - m[:, :, None]).square().mean(2)
     sigma2 = v.mean(0) + (m - mu).square().mean(0)
     exact = truth.var((0, 2), correction=0)
     about_zero = x.square().mean((0, 2)) - x.mean((0, 2)) ** 2
     assert ((sigma2 - exact).abs() / exact).max() < 1e-4
     assert ((about_zero - exact).abs() / exact).max() > 0.5
+
+
+def test_the_mean_of_means_keeps_the_digits() -> None:
+    """(23): exact to the rounding of μ itself, where a sum of the means loses digits."""
+    m = 1e4 + torch.randn(1000, 50, generator=torch.Generator().manual_seed(1))
+    truth = m.double().mean(0)
+    mu = m[0] + (m - m[0]).mean(0)
+    summed = torch.zeros(50)
+    for one in m:  # one after the other, as the samples of a reduction may be taken
+        summed = summed + one
+    unit = torch.finfo(torch.float32).eps * 2**13  # of float32 at 10⁴
+    assert (mu - truth).abs().max() <= 0.51 * unit
+    assert (summed / len(m) - truth).abs().max() > 2 * unit
 
 
 def test_warm_start_is_the_identity(d: SimpleNamespace) -> None:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import copy
-import subprocess
-import sys
-from pathlib import Path
+import dataclasses
 from typing import Any
 
 import pytest
 import timm.layers
 import torch
 import torchvision
-from synchronised import SPLIT, batch, findings, network
+from breadth import others_slow
+from processes import call_group
+from synchronised import SPLIT, batch, findings, network, share
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -25,6 +25,12 @@ from senet.norm import Recalibrated, recalibrated_modules
 pytestmark = pytest.mark.usefixtures("one_operation")
 
 C = 6
+
+
+def _of_timm() -> nn.Module:
+    return timm.layers.BatchNormAct2d(C, apply_act=False)
+
+
 NORMS = {
     "1d": (lambda: nn.BatchNorm1d(C), (3, C, 7)),
     "2d": (lambda: nn.BatchNorm2d(C), (3, C, 4, 5)),
@@ -33,7 +39,9 @@ NORMS = {
     "plain": (lambda: nn.BatchNorm2d(C, affine=False), (3, C, 4, 5)),
     "untracked": (lambda: nn.BatchNorm2d(C, track_running_stats=False), (3, C, 4, 5)),
     "sync": (lambda: nn.SyncBatchNorm(C), (3, C, 4, 5)),
-    "timm": (lambda: timm.layers.BatchNormAct2d(C, apply_act=False), (3, C, 4, 5)),
+    "timm": (_of_timm, (3, C, 4, 5)),
+    "timm's sync": (lambda: timm.layers.convert_sync_batchnorm(_of_timm()), (3, C, 4, 5)),
+    "timm's frozen": (lambda: timm.layers.FrozenBatchNormAct2d(C, apply_act=False), (3, C, 4, 5)),
     "frozen": (lambda: torchvision.ops.FrozenBatchNorm2d(C), (3, C, 4, 5)),
 }
 
@@ -97,6 +105,24 @@ def test_other_modules_are_called_and_then_the_block(norm: nn.Module, reason: st
     model.implementation = "aten"
     with pytest.raises(UserError, match=f"'aten' cannot run at this module: .*{reason}"):
         model(x)
+
+
+def test_an_implementation_that_was_asked_for_is_not_passed_over() -> None:
+    x = torch.randn(2, C, 4, 5)
+    named = recalibrate(nn.BatchNorm2d(C), C)
+    before = recalibrate(nn.BatchNorm2d(C), C)
+    before.site = dataclasses.replace(before.site, before=True)
+    for model, call, reason in (
+        (named, lambda: named(input=x), "with that by name"),
+        (before, lambda: before(x), "the block comes before"),
+    ):
+        torch.testing.assert_close(call().shape, x.shape)
+        model.implementation = "aten"
+        with pytest.raises(UserError, match=f"'aten' cannot run at this module: .*{reason}"):
+            call()
+        model.implementation = "reference"
+        torch.testing.assert_close(call().shape, x.shape)
+    assert before.choice(x) == ("reference", "asked for")
 
 
 @pytest.mark.parametrize("squeeze", ["max", "none"])
@@ -246,21 +272,36 @@ def test_asking_what_would_run_counts_no_batch() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_autocast_and_half_inputs(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_autocast_and_half_inputs(
+    dtype: torch.dtype, memory_format: torch.memory_format, compiled: bool
+) -> None:
     torch.manual_seed(0)
     conv, pair = nn.Conv2d(3, C, 3), wrapper("2d").float()
-    x = torch.randn(4, 3, 9, 9)
+    called = torch.compile(pair, fullgraph=True, backend="aot_eager") if compiled else pair
+    x = torch.randn(4, 3, 9, 9).contiguous(memory_format=memory_format)
     with torch.autocast("cpu", dtype):
-        u = conv(x)
-        y = pair(u)
+        u = conv(x).detach().requires_grad_()
+        y = called(u)
         assert pair.choice(u).implementation == "aten"
     assert u.dtype == y.dtype == dtype
-    y.float().square().sum().backward()
     truth = copy.deepcopy(pair).double()
     truth.implementation = "reference"
-    expected = truth(u.detach().double())
+    leaf = u.detach().double().requires_grad_()
+    expected = truth(leaf)
     torch.testing.assert_close(y.double(), expected, rtol=torch.finfo(dtype).eps, atol=1e-3)
-    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in pair.parameters())
+    g = torch.randn(y.shape).to(dtype)
+    y.backward(g)
+    expected.backward(g.double())
+    eps = torch.finfo(dtype).eps
+    # Without a compiler behind it, the graph has two terms of it, each rounded by itself.
+    least = eps * leaf.grad.abs().max().item() if compiled else 1e-6
+    torch.testing.assert_close(u.grad.double(), leaf.grad, rtol=0.51 * eps, atol=least)
+    for (name, ours), exact in zip(pair.named_parameters(), truth.parameters(), strict=True):
+        assert ours.grad is not None
+        assert ours.grad.dtype == torch.float32
+        torch.testing.assert_close(ours.grad.double(), exact.grad, rtol=1e-4, atol=1e-4, msg=name)
 
 
 def test_whole_networks_run_fused_and_train_alike() -> None:
@@ -295,17 +336,22 @@ def test_activation_checkpointing_gives_the_same_gradients(reentrant: bool) -> N
         torch.testing.assert_close(one.grad, other.grad)
 
 
-def test_compiled_it_is_the_traced_algebra() -> None:
-    model = wrapper("2d")
-    model.implementation = "traced"  # eager it runs too
-    x = torch.randn(3, C, 4, 5, dtype=torch.float64)
-    truth = steps(copy.deepcopy(model), x)
-    model.implementation = None
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    ours = steps(compiled, x)
+@pytest.mark.parametrize("kind", others_slow(NORMS, {"2d", "frozen"}))
+def test_compiled_it_is_the_traced_algebra(kind: str) -> None:
+    model = wrapper(kind)
+    x = torch.randn(NORMS[kind][1], dtype=torch.float64)
+    # The momentum of a cumulative average is a number of Python's, and a part of no graph.
+    compiled = torch.compile(model, fullgraph=kind != "cumulative", backend="aot_eager")
+    for training in (True, False):
+        truth = copy.deepcopy(model.train(training))
+        truth.implementation = "reference"
+        expected, ours = steps(truth, x), steps(compiled, x)
+        for name, value in expected.items():
+            found = ours.get(name, ours.get(f"_orig_mod.{name}"))
+            torch.testing.assert_close(found, value, msg=name)
+        truth.implementation = "traced"  # which eager runs too
+        torch.testing.assert_close(compiled(x), truth(x))
     torch._dynamo.reset()
-    for name, expected in truth.items():
-        torch.testing.assert_close(ours.get(name, ours.get(f"_orig_mod.{name}")), expected)
 
 
 def test_a_compiled_norm_with_its_block_is_one_graph_without_batch_norm() -> None:
@@ -336,10 +382,10 @@ def test_transforms_of_functions_see_operators() -> None:
 
 @pytest.fixture(scope="module")
 def processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
-    folder = tmp_path_factory.mktemp("processes")
-    script = Path(__file__).with_name("synchronised.py")
-    subprocess.run([sys.executable, script, folder], check=True, timeout=120)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(len(SPLIT))]
+    found: list[dict[str, Tensor]] = call_group(
+        share, len(SPLIT), tmp_path_factory.mktemp("processes")
+    )
+    return found
 
 
 def test_two_processes_are_one_on_the_whole_batch(processes: list[dict[str, Tensor]]) -> None:

@@ -114,10 +114,11 @@ def test_passes_over_the_feature_map(
     assert all(math.isclose(value, round(value)) for value in counted)
 
 
-def test_compiled_it_keeps_x_and_vectors() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_compiled_it_keeps_x_and_vectors(dtype: torch.dtype) -> None:
     """What the compiler's partitioner saves for backward, with its own choice what to recompute."""
     torch.manual_seed(0)
-    x = torch.randn(4, 16, 9, 9, requires_grad=True)
+    x = torch.randn(4, 16, 9, 9).to(dtype).requires_grad_()
     weight, bias = (torch.randn(16, requires_grad=True) for _ in range(2))
     norm = Norm(weight, bias, torch.zeros(16), torch.ones(16))
     block = Excitation(torch.randn(2, 16, requires_grad=True), None, torch.randn(16, 2), None)

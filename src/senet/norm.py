@@ -59,12 +59,12 @@ class Recalibrated(nn.Module):
 
         The arguments are the wrapped module's, whatever it calls them.
         """
-        if self.site.before:
-            return self.norm(self.se(x), *args, **kwargs)
-        if x is None:  # by name, or one that may be left out
-            return self.se(self.norm(*((x, *args) if args else ()), **kwargs))
-        if args or kwargs or self._composed_because(x):
-            return self.se(self.norm(x, *args, **kwargs))
+        alone = not (x is None or args or kwargs)
+        if self._composed_because(x, alone):
+            if self.site.before:
+                return self.norm(self.se(x), *args, **kwargs)
+            given = () if x is None and not args else (x, *args)  # by name, or left out
+            return self.se(self.norm(*given, **kwargs))
         operands = norm_operands(self.norm, x), block_operands(self.se)
         return norm_excite(x, *operands, self.implementation)
 
@@ -79,13 +79,24 @@ class Recalibrated(nn.Module):
         operands = norm_operands(self.norm, x, count=False), block_operands(self.se)
         return select(x, *operands, self.implementation)
 
-    def _composed_because(self, x: Tensor) -> str:
-        """Why the two modules are called one after the other, or nothing."""
-        if self.site.before:
-            return "the block comes before the module"
+    def _composed_because(self, x: Tensor, alone: bool = True) -> str:
+        """Why the two modules are called one after the other, or nothing.
+
+        Args:
+            x: the input.
+            alone: it comes by its place, and nothing with it.
+
+        Raises:
+            UserError: ``implementation`` asks for something else.
+        """
         if self.implementation == "reference":
             return "asked for"
-        reason = obstacle(self.norm, self.se, x)
+        if self.site.before:
+            reason = "the block comes before the module"
+        elif not alone:
+            reason = "the module is called with more than its input, or with that by name"
+        else:
+            reason = obstacle(self.norm, self.se, x)
         if not reason and is_synchronised(self.norm):
             # The composed form of the operation knows one process only; the module knows all.
             operands = norm_operands(self.norm, x, count=False), block_operands(self.se)

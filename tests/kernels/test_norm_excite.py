@@ -16,7 +16,7 @@ from senet.functional import ACTIVATIONS, GATES
 from senet.kernels import Excitation, Norm, aten, broadcast, channels_last, gate, norm_excite, rows
 
 FAST = ("aten", "traced")
-FORMS = (*FAST, "aten on a GPU")
+FORMS = (*FAST, "aten on a GPU", "aten in chunks")
 SHAPES = [
     (3, 5, 7),
     (2, 7, 3, 5),
@@ -30,11 +30,15 @@ SHAPES = [
 
 @pytest.fixture
 def name(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """An implementation; "aten on a GPU" is the form that it takes there, on the CPU."""
+    """An implementation; "aten on a GPU" is the form that it takes there, on the CPU.
+
+    "aten in chunks" takes small maps a few rows at a time, and single ones longer than a chunk.
+    """
     if request.param == "aten on a GPU":
         monkeypatch.setattr(aten, "passes_for", lambda *_: broadcast)
-        return "aten"
-    return request.param
+    if request.param == "aten in chunks":
+        monkeypatch.setattr(rows, "CHUNK", 16)
+    return request.param.partition(" ")[0]
 
 
 def cases() -> st.SearchStrategy[Case]:
@@ -141,31 +145,33 @@ def test_a_large_mean_costs_at_most_twice_the_digits_it_costs_batch_norm(
 
 @pytest.mark.parametrize("name", FORMS, indirect=True)
 @pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("batch_statistics", [True, False])
 @pytest.mark.parametrize("shape", [(4, 5, 9, 7), (2, 5, 4, 5, 6)], ids=str)
 def test_a_large_mean_is_as_exact_backwards(
-    name: str, channels_last: bool, shape: tuple[int, ...]
+    name: str, channels_last: bool, batch_statistics: bool, shape: tuple[int, ...]
 ) -> None:
-    case = Case(shape, channels_last)
+    case = Case(shape, channels_last, batch_statistics)
     drawn = rounded(draw(case, mean=1e4), torch.float32)
     truth = answers(case, drawn, "reference")
     found = error(answers(case, drawn, name, torch.float32), truth)
     assert max(found.values()) < 2e-6, found
 
 
-@pytest.mark.parametrize("name", FAST)
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_half_precision_sums_do_not_overflow(name: str, memory_format: torch.memory_format) -> None:
+@pytest.mark.parametrize("name", FORMS, indirect=True)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_half_precision_sums_do_not_overflow(name: str, channels_last: bool) -> None:
     """300 · 64 · 64 is beyond float16, and so is its square root's square."""
-    torch.manual_seed(0)
-    x = (torch.randn(2, 3, 64, 64) + 300).half().contiguous(memory_format=memory_format)
-    x.requires_grad_()
-    block = Excitation(None, None, torch.eye(3), None)
-    y = norm_excite(x, Norm(torch.ones(3), torch.zeros(3), None, None), block, name)
-    y.backward(torch.full_like(y, 100.0))
-    assert y.isfinite().all()
-    assert y.float().std() > 0.2
-    assert x.grad is not None
-    assert x.grad.isfinite().all()
+    case = Case((2, 3, 64, 64), channels_last)
+    drawn = draw(case, mean=300.0)
+    drawn = rounded(drawn._replace(g=drawn.g + 100), torch.float16, torch.float32)
+    truth = answers(case, drawn, "reference")
+    found = error(answers(case, drawn, name, torch.float16, torch.float32), truth)
+    once = 0.51 * torch.finfo(torch.float16).eps
+    assert found.pop("y") <= once
+    # Eager, the traced form has x's gradient from two terms, of a hundred times its size here, each
+    # rounded by itself; a compiler adds them before.
+    assert found.pop("x") <= (once if name == "aten" else 20 * once)
+    assert max(found.values()) < 1e-4, found
 
 
 @pytest.mark.parametrize("name", FAST)
@@ -202,7 +208,7 @@ def test_constant_channels_are_no_less_exact_than_composed(
         assert largest <= max(1.1 * composed[answer], torch.finfo(dtype).eps, 1e-5), answer
 
 
-@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize("name", FORMS, indirect=True)
 @pytest.mark.parametrize(("shape", "channels_last"), list(product(SHAPES, [False, True])))
 def test_uninitialised_memory_is_never_read(
     name: str, shape: tuple[int, ...], channels_last: bool
@@ -230,6 +236,8 @@ def test_each_layout_has_a_form_of_its_own() -> None:
     x = torch.empty(2, 3, 4, 5)
     assert aten.passes_for(x) is rows
     assert aten.passes_for(x.contiguous(memory_format=torch.channels_last)) is channels_last
+    volume = torch.empty(2, 3, 4, 5, 6).contiguous(memory_format=torch.channels_last_3d)
+    assert aten.passes_for(volume) is channels_last
     assert aten.passes_for(x[..., ::2]) is broadcast
     assert aten.passes_for(x.to("meta")) is broadcast
 
@@ -339,11 +347,22 @@ def test_only_the_gradients_that_are_asked_for(
     assert computed == [wanted] * (wanted not in ("weight", "bias"))  # of which they are made
 
 
+@pytest.mark.parametrize("name", FORMS, indirect=True)
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_twice_the_same_is_the_same_to_the_bit(channels_last: bool) -> None:
-    case = Case((4, 19, 9, 7), channels_last)
-    first, second = (answers(case, draw(case), "aten", torch.float32) for _ in range(2))
-    assert all(torch.equal(first[name], second[name]) for name in first)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_twice_the_same_is_the_same_to_the_bit(
+    name: str, channels_last: bool, dtype: torch.dtype
+) -> None:
+    """With several threads, which share a map of this size between them, and several chunks."""
+    case = Case((5, 19, 83, 71), channels_last)
+    drawn = draw(case)
+    torch.set_num_threads(4)
+    try:
+        first, *others = (answers(case, drawn, name, dtype, torch.float32) for _ in range(4))
+    finally:
+        torch.set_num_threads(1)
+    for other in others:
+        assert all(torch.equal(first[name], other[name]) for name in first)
 
 
 def test_gradcheck() -> None:

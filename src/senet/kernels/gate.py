@@ -14,19 +14,25 @@ from .operands import Excitation
 __all__ = ["backward", "forward", "gate"]
 
 
-def forward(block: Excitation, z: Tensor) -> tuple[Tensor | None, Tensor]:
+Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+
+def forward(
+    block: Excitation, z: Tensor, linear: Linear = F.linear
+) -> tuple[Tensor | None, Tensor]:
     """What stands before each non-linearity.
 
     Args:
         z: (N, C); the layers compute in its type, whatever the weights have.
+        linear: z, W, b ↦ W z + b.
 
     Returns:
         p = W₁ z + b₁ (N, hidden), or None without a first layer, and q = W₂ δ(p) + b₂ (N, C).
     """
     w1, b1, w2, b2 = _in_type_of(z, block)
-    p = None if w1 is None else F.linear(z, w1, b1)
+    p = None if w1 is None else linear(z, w1, b1)
     assert w2 is not None
-    return p, F.linear(z if p is None else ACTIVATIONS[block.activation](p), w2, b2)
+    return p, linear(z if p is None else ACTIVATIONS[block.activation](p), w2, b2)
 
 
 def gate(block: Excitation, q: Tensor) -> Tensor:

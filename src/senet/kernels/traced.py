@@ -42,14 +42,36 @@ def norm_excite(x: Tensor, norm: Norm, excitation: Excitation) -> Tensor:
         a = a if norm.weight is None else a * norm.weight.to(dtype)
         z = a * (m - mean)
         z = z if norm.bias is None else z + norm.bias.to(dtype)
-        s = gate.gate(excitation, gate.forward(excitation, z)[1])
-        # Centred by a constant that is nearly μ, and what that leaves out: from x itself, so that
-        # the compiler keeps nothing but x for the backward.
+        s = gate.gate(excitation, gate.forward(excitation, z, _linear)[1])
+        # Centred by a constant that is nearly μ, and what that leaves out: from x itself, without a
+        # cast before it, so that the compiler keeps nothing but x for the backward, and no wider
+        # copy of a half-precision one.
         centre = (origin + mean).detach()
         shift = s * a * ((centre - origin) - mean)
         shift = shift if norm.bias is None else shift + s * norm.bias.to(dtype)
-        y = (x.to(dtype) - centre.view(1, -1, *spread)) * (s * a).view(*s.shape, *spread)
+        y = (x - centre.view(1, -1, *spread)) * (s * a).view(*s.shape, *spread)
         return (y + shift.view(*s.shape, *spread)).to(x.dtype)
+
+
+def _linear(z: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    product: Tensor = _Product.apply(z, weight)
+    return product if bias is None else product + bias
+
+
+class _Product(torch.autograd.Function):
+    """z Wᵀ, whose backward is not autocast: a compiler traces it where the forward was called."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(z, weight)
+        return z @ weight.t()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        z, weight = ctx.saved_tensors
+        (g,) = gradients
+        with torch.autocast(g.device.type, enabled=False):
+            return g @ weight, g.t() @ z
 
 
 def _some_value(x: Tensor) -> Tensor:
