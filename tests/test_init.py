@@ -8,10 +8,12 @@ import torch
 from generated import make_image_folder
 
 from senet import UserError, create_model, load
+from senet.catalogue import IMAGENET_MEAN, IMAGENET_STD
 from senet.checkpoints import LAST, read_record
+from senet.data import DataOptions, load_data
 from senet.optimization import make_optimizer
 from senet.options import TrainOptions
-from senet.run_network import build, start_from
+from senet.run_network import build, in_its_colours, start_from
 from senet.runs import read_card
 from senet.training import train
 
@@ -133,3 +135,49 @@ def test_a_pair_goes_on_without_the_run_it_started_from(plain_run, tmp_path):
         train(options, tmp_path / "run", say=stop)
     shutil.rmtree(tmp_path / "plain")
     assert len(train(options, tmp_path / "run", resume=True, say=lambda line: None).rows) == 2
+
+
+def test_images_are_normalised_as_the_weights_were_trained(plain_run, tmp_path):
+    """Also by a run that goes on when the one that it started from is gone."""
+    shutil.copytree(plain_run, tmp_path / "plain")
+    names = [str(digit) for digit in range(10)]
+    folder = make_image_folder(tmp_path / "set", per_class=4, size=(8, 8), classes=names)
+    options = replace(PLAIN, data=str(folder), epochs=2, batch_size=8)
+
+    def stop(line):
+        if "epoch 1/2" in line:
+            raise KeyboardInterrupt
+
+    def colours(out):
+        card = read_card(out)
+        return card.mean, card.std
+
+    started = replace(options, init=str(tmp_path / "plain"))
+    with pytest.raises(KeyboardInterrupt):
+        train(started, tmp_path / "run", say=stop)
+    shutil.rmtree(tmp_path / "plain")
+    train(started, tmp_path / "run", resume=True, say=lambda line: None)
+    train(options, tmp_path / "own", say=lambda line: None)
+    assert colours(tmp_path / "run") == colours(plain_run)
+    assert colours(tmp_path / "own") == (IMAGENET_MEAN, IMAGENET_STD)
+    loaded = load_data(DataOptions(data=str(folder), image_size=8))
+    assert not torch.equal(loaded.val[0][0], images_of(started, plain_run, folder).val[0][0])
+
+
+def images_of(options, out, folder):
+    return load_data(in_its_colours(DataOptions(data=str(folder), image_size=8), options, out))
+
+
+@pytest.mark.parametrize(
+    ("model", "pretrained", "mean"),
+    [
+        ("se_timm/inception_resnet_v2", True, (0.5, 0.5, 0.5)),
+        ("timm/mobilevit_s", True, (0.0, 0.0, 0.0)),
+        ("timm/resnet50", True, IMAGENET_MEAN),
+        ("se_timm/inception_resnet_v2", False, None),
+        ("resnet50", True, None),  # which has none, and is refused when it is built
+    ],
+)
+def test_timms_weights_have_a_normalisation_of_their_own(tmp_path, model, pretrained, mean):
+    options = replace(PLAIN, model=model, pretrained=pretrained)
+    assert in_its_colours(DataOptions(), options, tmp_path / "none").mean == mean

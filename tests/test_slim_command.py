@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torchvision.utils import save_image
 
 from senet import SqueezeExcite, deploy, runs
+from senet.catalogue import IMAGENET_MEAN
 from senet.cli import main
 from senet.commands.run_data import name_of_data
 from senet.commands.slim import _as_precise
@@ -172,10 +173,10 @@ def test_fine_tuning_goes_on_from_the_slim_network(
     options = read_options(tuned / CONFIG, whole=True)
     assert options.lr == pytest.approx(0.005)
     assert (options.devices, options.strategy, options.accelerator) == (1, "auto", "cpu")
-    # The figure is that of the network as its own card has the images.
+    # Images are normalised as those that the network was trained with, which is not as a folder's.
     card = runs.read_card(tuned)
-    assert card.mean != runs.read_card(run).mean
-    data = load_data(DataOptions(data=str(moved), image_size=8))
+    assert card.mean == runs.read_card(run).mean != IMAGENET_MEAN
+    data = load_data(DataOptions(data=str(moved), image_size=8, mean=card.mean, std=card.std))
     labels = torch.tensor([data.val.source(index)[1] for index in range(len(data.val))])
     half = stratified_split(labels, 0.5, runs.read_card(run).seed)[1].tolist()
     images = torch.stack([data.val[index][0] for index in half])

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from PIL import Image
@@ -67,6 +67,9 @@ class DataOptions:
         cache: Hold decoded images in memory once they were read.
         processes: Training processes on this machine, for the memory that a cache takes.
         image_size: Height and width in pixels; by default the data set's, 224 for a folder.
+        mean: Subtracted from the red, green and blue channel (of 1); by default the data set's,
+            ImageNet's for a folder.
+        std: Divided by; by default the data set's too.
         augment: Random crops and, unless mirrored images mean something else, flips.
         rand_augment: Magnitude of RandAugment, 0 to 30; None leaves it out.
         erase: Probability that a rectangle of a training image is erased.
@@ -85,6 +88,8 @@ class DataOptions:
     cache: bool = False
     processes: int = 1
     image_size: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
     augment: bool = True
     rand_augment: int | None = None
     erase: float = 0.0
@@ -298,7 +303,8 @@ def _framings(
 def _named(name: str, options: DataOptions) -> ImageData:
     entry = catalogue.CATALOGUE[name]
     size = options.image_size or entry.image_size
-    framings = _framings(options, size, entry.mean, entry.std, entry.flip)
+    mean, std = options.mean or entry.mean, options.std or entry.std
+    framings = _framings(options, size, mean, std, entry.flip)
     train: ImageSet
     val: ImageSet
     if name == "digits":
@@ -315,8 +321,8 @@ def _named(name: str, options: DataOptions) -> ImageData:
             else ArrayImages(*catalogue.arrays(part), framing)
             for part, framing in zip(opened, framings, strict=True)
         )
-    transform = image_transform(size, entry.mean, entry.std)
-    return ImageData(train, val, classes, size, entry.mean, entry.std, transform)
+    transform = image_transform(size, mean, std)
+    return ImageData(train, val, classes, size, mean, std, transform)
 
 
 def _from_folder(folder: Path, options: DataOptions) -> ImageData:
@@ -325,8 +331,8 @@ def _from_folder(folder: Path, options: DataOptions) -> ImageData:
     train = FileImages(split.train_paths, split.train_labels, framings[0])
     val = FileImages(split.val_paths, split.val_labels, framings[1])
     # Of the split nothing is kept: its lists of paths are what `FileImages` does without.
-    known = partial(_fingerprint, split.root, train, val)
-    return _photos(train, val, split.classes, known)
+    known = cache(partial(_fingerprint, split.root, train, val))  # of each file there is
+    return _photos(train, val, split.classes, options, known)
 
 
 def _fingerprint(root: Path, *parts: FileImages) -> str:
@@ -338,22 +344,30 @@ def _from_shards(split: ShardSplit, options: DataOptions) -> ImageData:
         ShardImages(part, framing)
         for part, framing in zip((split.train, split.val), _photo_framings(options), strict=True)
     )
-    data = _photos(train, val, split.classes, lambda: split.fingerprint)
+    data = _photos(train, val, split.classes, options, lambda: split.fingerprint)
     return replace(data, check=partial(check_bytes, split.unchecked)) if split.unchecked else data
 
 
 def _photo_framings(options: DataOptions) -> tuple[Framing, Framing]:
-    """For images of which nothing more is known: ImageNet's normalisation, and mirrored too."""
-    size = options.image_size or 224
-    return _framings(options, size, catalogue.IMAGENET_MEAN, catalogue.IMAGENET_STD, True)
+    """For images of which nothing more is known, which are mirrored too."""
+    return _framings(options, options.image_size or 224, *_photo_statistics(options), True)
+
+
+def _photo_statistics(options: DataOptions) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation: ImageNet's, unless others are given."""
+    return options.mean or catalogue.IMAGENET_MEAN, options.std or catalogue.IMAGENET_STD
 
 
 def _photos(
-    train: ImageSet, val: ImageSet, classes: tuple[str, ...], fingerprint: Callable[[], str]
+    train: ImageSet,
+    val: ImageSet,
+    classes: tuple[str, ...],
+    options: DataOptions,
+    fingerprint: Callable[[], str],
 ) -> ImageData:
-    mean, std, size = catalogue.IMAGENET_MEAN, catalogue.IMAGENET_STD, val.framing.image_size
-    transform = image_transform(size, mean, std)
-    return ImageData(train, val, classes, size, mean, std, transform, fingerprint)
+    size, statistics = val.framing.image_size, _photo_statistics(options)
+    transform = image_transform(size, *statistics)
+    return ImageData(train, val, classes, size, *statistics, transform, fingerprint)
 
 
 def train_loader(data: ImageData, options: DataOptions) -> ImageLoader:

@@ -88,9 +88,11 @@ class TrainOptions:
             image, where the network has it (many of timm/NAME and se_timm/NAME).
         layer_decay: Learning rate of a layer as a part of that of the next one, up to the
             classifier's, 0.75 as a rule for pretrained networks; null gives all the same.
-        pretrained: Start from timm's weights (timm/NAME and se_timm/NAME only).
+        pretrained: Start from timm's weights (timm/NAME and se_timm/NAME only); images are then
+            normalised as those weights were trained.
         init: Run directory whose weights the network starts from; a plain run's fit its SE twin
-            too, and with warm_start it then begins with just that run's accuracy.
+            too, and with warm_start it then begins with just that run's accuracy. Images are
+            normalised as that run's.
         placement: Where in a residual block SE goes: standard, pre, post, identity or inner.
         sites: Only these places get SE: globs over module paths or stage numbers, with commas
             between them (as `senet plan` shows them); null is all.

@@ -15,7 +15,7 @@ from torch import nn
 from . import models, runs
 from .adoption import ADOPTED_ATTRIBUTE
 from .block import SqueezeExcite
-from .data import ImageData
+from .data import DataOptions, ImageData
 from .errors import UserError
 from .insertion import attached_plan, detach
 from .options import TrainOptions
@@ -24,7 +24,15 @@ from .verification import verify
 if TYPE_CHECKING:
     from .checkpoints import EpochRow
 
-__all__ = ["build", "check_wiring", "export", "exporter", "restore_weights", "start_from"]
+__all__ = [
+    "build",
+    "check_wiring",
+    "export",
+    "exporter",
+    "in_its_colours",
+    "restore_weights",
+    "start_from",
+]
 
 
 def build(options: TrainOptions, *, num_classes: int) -> nn.Module:
@@ -46,6 +54,28 @@ def build(options: TrainOptions, *, num_classes: int) -> nn.Module:
         squeeze=options.squeeze,
         warm_start=options.warm_start,
     )
+
+
+def in_its_colours(wanted: DataOptions, options: TrainOptions, out: Path) -> DataOptions:
+    """The data, its images normalised as those that the network's weights were trained with.
+
+    With pretrained weights that is as timm has it, with ``init`` as the other run had it, and with
+    neither as is usual for the data. A run that goes on is trained as it was.
+
+    Raises:
+        UserError: the run of ``init`` cannot be read.
+    """
+    try:
+        card = runs.read_card(out)
+    except UserError:  # there is none yet, or it will be written anew
+        if options.init is not None:
+            card = runs.read_card(Path(options.init))
+        elif options.pretrained and models.plain_name(options.model)[0].startswith("timm/"):
+            mean, std = models.native_normalization(options.model)
+            return replace(wanted, mean=mean, std=std)
+        else:
+            return wanted
+    return replace(wanted, mean=card.mean, std=card.std)
 
 
 def start_from(model: nn.Module, run: Path, name: str, *, num_classes: int) -> str:

@@ -30,7 +30,14 @@ from .resumption import (
     lock_directory,
     with_absolute_paths,
 )
-from .run_network import build, check_wiring, exporter, restore_weights, start_from
+from .run_network import (
+    build,
+    check_wiring,
+    exporter,
+    in_its_colours,
+    restore_weights,
+    start_from,
+)
 from .watching import workers_told
 
 if TYPE_CHECKING:
@@ -144,43 +151,63 @@ def _train_one(
     say: Callable[[str], None],
 ) -> TrainResult:
     """One network of `train`; ``beside`` is the run of the other, on the same data."""
-    from .checkpoints import LAST, best_row, read_record, write_metrics
+    from .checkpoints import LAST, read_record
 
-    if (out / CONFIG).exists():
-        lock_directory(lock, out)
-    record = check_directory(out, options, resume=resume)
-    clear_leftovers(out)
-    fault = None
-    if record.rows and not is_helper():
-        read_progress(out, mend=True)
-        fault = weights_fault(out, record.rows)
+    record, fault = _what_is_there(options, out, lock, resume=resume)
     finished = len(record.rows) >= options.epochs
-    if finished:
-        write_metrics(out, record.rows)
-        if fault is None:
-            return _finished(out, options, record, say)
-    data_options = data_options_of(options)
+    if finished and fault is None:
+        return _finished(out, options, record, say)
+    wanted = in_its_colours(data_options_of(options), options, out)
     try:
         data = load_data(
-            data_options,
+            wanted,
             pipes=pipes,
-            check=options.nodes * data_options.processes == 1,
+            check=options.nodes * wanted.processes == 1,
             progress=bar and not is_helper(),
         )
     except UserError as error:
         if record.rows and (advice := advice_where_moved(options.data, options.val_data)):
             raise UserError(f"{error}; {advice}") from error
         raise
-    now = data.record()
-    check_data(out, record, now)
+    check_data(out, record, data.record())
     if beside is not None:
-        check_data(beside, read_record(beside / LAST), now)
+        check_data(beside, read_record(beside / LAST), data.record())
     if fault is not None:
         restore_weights(out, options, data)
         say(f"{out}: {runs.WEIGHTS} was {fault}, written anew from the best checkpoint")
     if finished:
         return _finished(out, options, record, say)
+    return _fitted(options, out, lock, record, data, wanted, resume=resume, bar=bar, say=say)
 
+
+def _what_is_there(
+    options: TrainOptions, out: Path, lock: DirectoryLock, *, resume: bool
+) -> tuple[RunRecord, str | None]:
+    """What is finished in the run directory, and what is wrong with the weights there."""
+    if (out / CONFIG).exists():
+        lock_directory(lock, out)
+    record = check_directory(out, options, resume=resume)
+    clear_leftovers(out)
+    if not record.rows or is_helper():
+        return record, None
+    read_progress(out, mend=True)
+    return record, weights_fault(out, record.rows)
+
+
+def _fitted(
+    options: TrainOptions,
+    out: Path,
+    lock: DirectoryLock,
+    record: RunRecord,
+    data: ImageData,
+    loading: DataOptions,
+    *,
+    resume: bool,
+    bar: bool,
+    say: Callable[[str], None],
+) -> TrainResult:
+    """Train what is left of a run."""
+    from .checkpoints import best_row
     from .classifier import seed_everything
     from .devices import check_shares
     from .fitting import fit, make_trainer
@@ -202,7 +229,7 @@ def _train_one(
     trainer = make_trainer(
         options,
         out,
-        data=now,
+        data=data.record(),
         export=exporter(out, model, options, data),
         report=report,
         bar=bar,
@@ -218,7 +245,7 @@ def _train_one(
         say(f"{out}: going on after epoch {len(record.rows)} of {options.epochs}")
     elif resume:
         say(f"{out}: no finished epoch to resume from, beginning with the first")
-    loaders = train_loader(data, data_options), val_loader(data, data_options)
+    loaders = train_loader(data, loading), val_loader(data, loading)
     rows = fit(trainer, model, *loaders, options, out, classes=len(data.classes))
     draw(out, {options.model: rows})
     return TrainResult(out, tuple(rows), best_row(rows), trained=True)
@@ -237,9 +264,11 @@ def _finished(
     out: Path, options: TrainOptions, record: RunRecord, say: Callable[[str], None]
 ) -> TrainResult:
     """The result of a run that has nothing left to train."""
-    from .checkpoints import best_row
+    from .checkpoints import best_row, write_metrics
     from .curves import CURVES
 
+    if not is_helper():
+        write_metrics(out, record.rows)
     best = best_row(record.rows)
     say(
         f"{out} is finished: {len(record.rows)} epochs, "
@@ -252,7 +281,8 @@ def _finished(
 
 def data_options_of(options: TrainOptions) -> DataOptions:
     """The part of the options that `senet.data` takes; a folder's images get the network's size."""
-    names = [field.name for field in fields(DataOptions) if field.name != "processes"]
+    own = {"processes", "mean", "std"}  # that are no options of a training
+    names = [field.name for field in fields(DataOptions) if field.name not in own]
     values = {name: getattr(options, name) for name in names}
     if options.image_size is None and options.data not in CATALOGUE:
         values["image_size"] = models.native_input_size(options.model)[1]

@@ -20,7 +20,6 @@ from ..adoption import adoptable
 from ..data import ImageData
 from ..errors import UserError
 from ..evaluation import evaluate
-from ..image_sets import Framing
 from ..insertion import attached_plan
 from ..loading import ImageLoader
 from ..models import split_name
@@ -122,7 +121,7 @@ def main(argv: Sequence[str]) -> int:
     _tell(slimmed.report, show, f"{card.name} ({run}), {given.data or card.data}, {device}")
     tuned = None
     if given.finetune and options is not None:
-        tuned = _finetuned(options, out, data, card, device, given)
+        tuned = _finetuned(options, out, held_out, card, device, given)
         show.print(_scores("fine-tuned", slimmed.report.before, tuned), soft_wrap=True)
     written = out if tuned is None else out / FINETUNED
     show.print(f"wrote {out}; try: senet evaluate {written}", soft_wrap=True)
@@ -243,7 +242,7 @@ def _put(path: Path, data: bytes) -> None:
 def _finetuned(
     options: TrainOptions,
     out: Path,
-    data: ImageData,
+    held_out: ImageLoader,
     card: runs.ModelCard,
     device: torch.device,
     given: Namespace,
@@ -280,11 +279,7 @@ def _finetuned(
         pipes=given.data is not None,
         say=lambda line: print(line, file=sys.stderr, flush=True),
     )
-    model, tuned = runs.load(place, device=device), runs.read_card(place)
-    # Other data are normalised by their own mean and deviation, to which it is now trained.
-    data.val.framing = Framing(tuned.image_size, tuned.mean, tuned.std)
-    # A loader anew, for the workers of the old one have the framing that they began with.
-    _, held_out = _halves(data, card, given)
+    model = runs.load(place, device=device)
     found = evaluate(model, held_out, classes=card.classes, device=device)
     return Score(found.top1, found.top5, found.loss, found.images)
 

@@ -40,6 +40,7 @@ __all__ = [
     "default_min_hidden",
     "list_models",
     "native_input_size",
+    "native_normalization",
     "plain_name",
     "split_name",
     "twin_name",
@@ -156,6 +157,19 @@ def native_input_size(name: str) -> tuple[int, int, int]:
         return _NETWORKS[plain].input_size
     channels, height, width = _timm_configuration(plain).input_size
     return channels, height, width
+
+
+def native_normalization(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of red, green and blue (of 1) that timm's weights were trained with.
+
+    Raises:
+        UserError: not a network of timm's.
+
+    >>> native_normalization("se_timm/inception_v3")
+    ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    """
+    configuration = _timm_configuration(plain_name(name)[0])
+    return tuple(configuration.mean), tuple(configuration.std)
 
 
 def check_image_size(model: nn.Module, name: str, image_size: int) -> None:
