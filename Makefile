@@ -8,7 +8,7 @@ PYTHON ?= python3
 VENV := .venv
 # The runtimes that exported files run in start threads and libraries of their own: their tests get
 # processes of their own, for beside the others a worker of the suite once in a while died.
-EXPORTS := tests/test_exchange.py tests/test_export_command.py
+EXPORTS := tests/test_exchange.py tests/test_export_command.py tests/test_profiles.py
 BIN := $(VENV)/bin
 # In the order of their names: by default a file of few tests comes last, and those of few are long.
 IN_TURN := -n 3 --dist loadfile --no-loadscope-reorder

@@ -72,6 +72,21 @@ def step(
     operation(*operands).backward(gradient)
 
 
+def found(run: Callable[[], None], leaves: list[Tensor]) -> list[Tensor]:
+    """The gradients of all leaves after a step."""
+    run()
+    return [leaf.grad for leaf in leaves if leaf.grad is not None]
+
+
+def check(gradients: dict[str, list[Tensor]]) -> None:
+    """Nothing is timed where they do not agree."""
+    truth = gradients["two operations"]
+    for name, own in gradients.items():
+        for one, other in zip(own, truth, strict=True):
+            if (one - other).abs().max() > 1e-3 * other.abs().max():
+                raise SystemExit(f"{name} and two operations have other gradients; not timed")
+
+
 def measured(
     device: str, layout: str, rounds: int, shapes: tuple[tuple[int, int, int], ...]
 ) -> Iterator[dict[str, object]]:
@@ -99,6 +114,7 @@ def measured(
             name: partial(step, operation, (x, norm, block), gradient, leaves)
             for name, operation in operations(device).items()
         }
+        check({name: found(run, leaves) for name, run in runs.items() if "norm" not in name})
         times = time_in_turn(runs, rounds=rounds, device=device)
         for name, own in times.items():
             all_sites = [sites * t for t in own]

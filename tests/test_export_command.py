@@ -7,6 +7,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 from networks import randomise
@@ -89,6 +90,8 @@ def test_a_run_is_exported_and_predicts(
     assert "resnet20 " in words
     assert "median of the turns' ratios" in words
     assert ("opset 20" in words) == (format == "onnx")
+    if format == "onnx":
+        assert onnx.load(out).opset_import[0].version == 20
     assert str(out) in words
     names = {f"digits{suffix}"} | ({"digits.bin"} if suffix == ".xml" else set())
     assert {path.name for path in tmp_path.iterdir()} == names
@@ -108,6 +111,28 @@ def test_a_name_is_exported_without_a_twin(
     assert "batch of 2" in told_
     assert "ratio" not in told_
     assert "folded" not in told_
+
+
+def test_a_script_reads_what_came_of_it(
+    capfd: pytest.CaptureFixture[str], run: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "digits.pt2"
+    words = ("export", run, "--format=torch", "--out", out, "--json")
+    status, text, err = told(capfd, *words)
+    document = json.loads(text)
+    assert (status, err) == (0, "")
+    assert document["files"] == [str(out)]
+    assert document["images"] == "8 held-out images of digits"
+    assert 0 <= document["difference"] <= document["tolerance"] == 1e-4
+    assert (document["plain"], document["batch"], document["opset"]) == ("resnet20", 1, None)
+    assert document["ratio"] > 0 < document["ms"]
+    assert len([each for each in document["rewritten"] if each["what"] == "folded"]) == 19
+    out.unlink()
+    status, text, err = told(capfd, *words, "--tolerance=1e-12", "--as_trained")
+    document = json.loads(text)
+    assert (status, document["files"], document["ms"]) == (1, [], None)
+    assert document["rewritten"] is None
+    assert "was not written" in err
 
 
 def test_a_difference_above_the_tolerance(
@@ -132,12 +157,11 @@ def test_data_that_is_gone_is_told(
     (copy / CARD).write_text(card.to_json())
     words = ("export", copy, "--format=torch", "--out", tmp_path / "o.pt2")
     status, out, err = told(capfd, *words)
-    assert (status, err) == (0, "")
-    lines = out.splitlines()
-    told_ = [line for line in lines if "take its place" in line]
-    assert len(told_) == 1
-    assert "gone" in told_[0]
-    assert any(line.endswith("on generated images") for line in lines)
+    assert status == 0
+    (line,) = err.splitlines()
+    assert "take its place" in line
+    assert "gone" in line
+    assert any(line.endswith("on generated images") for line in out.splitlines())
 
 
 @pytest.mark.parametrize(

@@ -197,7 +197,7 @@ def _training(model: nn.Module, setting: Setting, compiled: bool = False) -> Run
 def _inference(model: nn.Module, setting: Setting, compiled: bool = False) -> Run:
     """A forward of the deployed network; a plain one has its norms folded all the same."""
     x = setting.images()
-    forward: Any = setting.place(deploy(model, example_inputs=x.cpu()))
+    forward: Any = setting.place(deploy(model, example_inputs=x[:1].cpu()))
     if compiled:
         # On a GPU there is no prepacking of weights to win, but launches to save.
         options: dict[str, Any] = (

@@ -12,7 +12,7 @@ import torch
 
 __all__ = ["describe", "processor"]
 
-_PACKAGES = ("torchvision", "timm", "onnxruntime", "openvino")
+_PACKAGES = ("senet", "torchvision", "timm", "onnxruntime", "openvino")
 
 
 def describe(device: str = "cpu") -> dict[str, object]:

@@ -53,7 +53,7 @@ OPTIONS = {
     },
     "predict": {"top", "device", "json"},
     "export": {
-        *("format", "out", "as_trained", "image_size", "opset", "tolerance", "batch"),
+        *("format", "out", "as_trained", "image_size", "opset", "tolerance", "batch", "json"),
     },
     "inspect": {
         *("out", "data", "classes", "blocks", "channels", "examples", "permutations", "gates"),

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
+from rich.console import Console
 from torch import Tensor, nn
 
 from .. import runs
@@ -78,6 +81,9 @@ def parser() -> ArgumentParser:
         help="largest difference of a logit, as a share of the largest logit",
     )
     made.add_argument("--batch", type=int, default=1, help="images in a batch that is timed")
+    made.add_argument(
+        "--json", action="store_true", help="one JSON document on standard output, nothing else"
+    )
     return made
 
 
@@ -92,19 +98,22 @@ def main(argv: Sequence[str]) -> int:
     check_image_size(model, card.name, card.image_size)
     images, whence = _held_out(run, card) if is_run else (_generated(card), _GENERATED)
     plain, has_se = plain_name(card.name)
-    shipment = ship(
-        model,
-        card,
-        Path(given.out),
-        images=images,
-        format=given.format,
-        plain=build_plain(plain, card.num_classes).eval() if has_se else None,
-        as_trained=given.as_trained,
-        opset=given.opset,
-        tolerance=given.tolerance,
-        batch=given.batch,
-    )
-    return _tell(shipment, given, whence, plain)
+    with Console(stderr=True).status("") as status:
+        shipment = ship(
+            model,
+            card,
+            Path(given.out),
+            images=images,
+            format=given.format,
+            plain=build_plain(plain, card.num_classes).eval() if has_se else None,
+            as_trained=given.as_trained,
+            opset=given.opset,
+            tolerance=given.tolerance,
+            batch=given.batch,
+            progress=status.update,
+        )
+    (_print_json if given.json else _tell)(shipment, given, whence, plain)
+    return 0 if shipment.files else 1
 
 
 def _check(given: Namespace) -> None:
@@ -153,14 +162,15 @@ def _held_out(run: Path, card: runs.ModelCard) -> tuple[Tensor, str]:
                 download=False,
                 image_size=card.image_size,
                 augment=False,
-                val_fraction=options.val_fraction,
+                val_fraction=card.val_fraction,
                 seed=card.seed,
             )
         )
     except UserError as error:
         print(
             f"the data of the run is not to be had, so generated images take its place: {error}; "
-            "they say little about accuracy"
+            "they say little about accuracy",
+            file=sys.stderr,
         )
         return _generated(card), _GENERATED
     data.val.framing = Framing(card.image_size, card.mean, card.std)
@@ -174,17 +184,49 @@ def _generated(card: runs.ModelCard) -> Tensor:
     return torch.randn(size, generator=torch.Generator().manual_seed(0))
 
 
-def _tell(shipment: Shipment, given: Namespace, whence: str, plain: str) -> int:
-    compared = (
+def _compared(shipment: Shipment, given: Namespace, whence: str) -> str:
+    return (
         f"largest difference {shipment.difference:.1e} of the largest logit, "
         f"{shipment.largest:.3g} (tolerance {given.tolerance:g}), on {whence}"
     )
+
+
+def _not_written(shipment: Shipment, given: Namespace, whence: str) -> None:
+    why = _compared(shipment, given, whence)
+    print(f"senet: {given.out} was not written: {why}", file=sys.stderr)
+
+
+def _print_json(shipment: Shipment, given: Namespace, whence: str, plain: str) -> None:
+    timing, report = shipment.timing, shipment.report
+    difference = shipment.difference if math.isfinite(shipment.difference) else None
+    document = {
+        "files": [str(path) for path in shipment.files],
+        "format": given.format,
+        "opset": given.opset if given.format == "onnx" else None,
+        "images": whence,
+        "difference": difference,
+        "tolerance": given.tolerance,
+        "largest_logit": shipment.largest if math.isfinite(shipment.largest) else None,
+        "batch": given.batch,
+        "threads": torch.get_num_threads(),
+        "ms": timing and timing.ms,
+        "plain": plain if timing and timing.ratio is not None else None,
+        "plain_ms": timing and timing.plain_ms,
+        "ratio": timing and timing.ratio,
+        "rewritten": None if report is None else [asdict(each) for each in report.rewrites],
+    }
+    print(json.dumps(document, allow_nan=False))
     if not shipment.files:
-        print(f"senet: {given.out} was not written: {compared}", file=sys.stderr)
-        return 1
+        _not_written(shipment, given, whence)
+
+
+def _tell(shipment: Shipment, given: Namespace, whence: str, plain: str) -> None:
+    if not shipment.files:
+        _not_written(shipment, given, whence)
+        return
     if shipment.report is not None:
         print(str(shipment.report).splitlines()[-1])
-    print(compared)
+    print(_compared(shipment, given, whence))
     if (timing := shipment.timing) is not None:
         beside = (
             ""
@@ -199,4 +241,3 @@ def _tell(shipment: Shipment, given: Namespace, whence: str, plain: str) -> int:
     opset = f", opset {given.opset}" if given.format == "onnx" else ""
     sizes = ", ".join(f"{path} ({path.stat().st_size / 2**20:.1f} MiB)" for path in shipment.files)
     print(f"wrote {sizes}{opset}; try: senet predict {shipment.files[0]} IMAGE")
-    return 0

@@ -106,8 +106,10 @@ def _readable(
 ) -> Iterator[Tensor]:
     """The images that can be read, one at a time; the reasons for the others go to ``errors``."""
     from ..images import read_image
+    from ..progress import tracked
 
-    for number, file in enumerate(files):
+    doing = "classifying" if sys.stderr.isatty() else ""
+    for number, file in enumerate(tracked(files, doing)):
         try:
             yield transform(read_image(file))
         except UserError as error:

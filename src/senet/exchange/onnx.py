@@ -57,13 +57,20 @@ def _name_batch(graph: Any) -> None:
                 dim.dim_param = dim.dim_param.replace(invented, "batch")
 
 
-def session(path: Path, *, threads: int | None = None, optimised: Path | None = None) -> Any:
+def session(
+    path: Path,
+    *,
+    threads: int | None = None,
+    optimised: Path | None = None,
+    profile: Path | None = None,
+) -> Any:
     """ONNX Runtime's session of a file, on the CPU.
 
     Args:
         path: of the file.
         threads: by default as many as torch uses.
         optimised: where to write the graph that really runs.
+        profile: what the name begins with of the file that its ``end_profiling`` writes.
     """
     import onnxruntime
 
@@ -75,6 +82,9 @@ def session(path: Path, *, threads: int | None = None, optimised: Path | None = 
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if optimised is not None:
         options.optimized_model_filepath = str(optimised)
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +13,7 @@ from torch import Tensor
 from ..errors import UserError
 from .job import KEY, Job, Runner, exported_program
 
-__all__ = ["read", "write"]
+__all__ = ["compiled", "read", "write"]
 
 
 def write(job: Job, path: Path) -> None:
@@ -43,18 +46,14 @@ def read(path: Path) -> tuple[str | None, Runner]:
     """
     import openvino
 
-    settings = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "PERFORMANCE_HINT": "LATENCY"}
     try:
         model = openvino.Core().read_model(path)
-        compiled = openvino.Core().compile_model(
-            model, "CPU", {**settings, "INFERENCE_PRECISION_HINT": "f32"}
-        )
+        request = compiled(model).create_infer_request()
     except RuntimeError as error:
         raise UserError(
             f"{str(path)!r} and {path.with_suffix('.bin').name!r} are no model of OpenVINO's: "
             + _line(error)
         ) from error
-    request = compiled.create_infer_request()
 
     def run(images: Tensor) -> Tensor:
         try:
@@ -65,6 +64,15 @@ def read(path: Path) -> tuple[str | None, Runner]:
 
     document = model.get_rt_info([KEY]).astype(str) if model.has_rt_info([KEY]) else None
     return document, run
+
+
+def compiled(model: Any, options: Mapping[str, object] = MappingProxyType({})) -> Any:
+    """A model of OpenVINO's, or a file of one, for the CPU: float32, as many threads as torch."""
+    import openvino
+
+    settings = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "PERFORMANCE_HINT": "LATENCY"}
+    precision = {"INFERENCE_PRECISION_HINT": "f32"}
+    return openvino.Core().compile_model(model, "CPU", {**settings, **precision, **options})
 
 
 def _line(error: Exception) -> str:

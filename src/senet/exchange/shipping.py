@@ -73,6 +73,7 @@ def ship(
     opset: int = OPSET,
     tolerance: float = 1e-4,
     batch: int = 1,
+    progress: Callable[[str], object] = lambda _: None,
 ) -> Shipment:
     """Write ``model`` to ``out`` for a runtime, if it computes the same there.
 
@@ -90,6 +91,7 @@ def ship(
         opset: of ONNX.
         tolerance: of ``Shipment.difference``.
         batch: images in a batch that is timed.
+        progress: is told what goes on, a few words at a time.
 
     Raises:
         UserError: the format needs what is not installed, the name another suffix, the network
@@ -103,6 +105,7 @@ def ship(
         raise UserError(f"cannot write {str(out)!r}: {str(out.parent)!r} is no folder")
     if out.is_dir():
         raise UserError(f"cannot write {str(out)!r}: it is a folder")
+    progress("rewriting for inference")
     form = model if as_trained else deploy(model, example_inputs=images[:1])
     # Two images: with one in it, an example is taken for a batch that is always one.
     # Where the data lay is nobody's business who gets the file.
@@ -110,7 +113,9 @@ def ship(
     job = Job(form, images[:1].repeat(2, 1, 1, 1), document, opset)
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         made = Path(folder) / out.name
+        progress(f"writing {out.name}")
         row.write(job, made)
+        progress("comparing")
         expected = model(images)
         runner = row.run(made)[1]
         runners = [runner] if row.run is row.read else [runner, row.read(made)[1]]
@@ -123,12 +128,14 @@ def ship(
             return Shipment((), difference, largest, None, report)
         twin = None
         if plain is not None:
+            progress("writing the plain twin, to time it beside")
             other = plain if as_trained else deploy(plain, example_inputs=images[:1])
             beside = Path(folder) / "plain" / out.name
             beside.parent.mkdir()
             row.write(Job(other, job.example, job.document, opset), beside)
             twin = row.run(beside)[1]
         repeats = -(-batch // len(images))
+        progress("timing")
         timing = _timed(runner, twin, images.repeat(repeats, 1, 1, 1)[:batch])
         return Shipment(_keep(made, out), difference, largest, timing, report)
 
