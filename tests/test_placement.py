@@ -337,6 +337,7 @@ def test_slice_is_a_plan():
         ({"sites": lambda s: False}, "accepts none of the 3 sites"),
         ({"placement": "standart"}, "nearest: 'standard'"),
         ({"reduction": 32, "min_hidden": 0}, "leave no hidden unit"),
+        ({"reduction": 1e-320}, "reduction 9.99989e-321 have no width"),
         ({"input_size": (3, 0)}, "positive whole numbers"),
         ({"input_size": (1, 16, 16)}, "give input_size="),
         ({"scope": "body"}, "no module 'body'"),
@@ -349,9 +350,25 @@ def test_mistakes_get_one_line(options, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"version": 2}', '{"version": 1}', "{"])
-def test_what_is_no_plan_is_refused(text):
-    with pytest.raises(UserError, match="plan"):
+DEEP = 100_000
+NARROW = (
+    plan(small_resnet(), input_size=(3, 16, 16))
+    .to_json()
+    .replace('"reduction": 16,\n        "hidden": 1', '"reduction": 1e-320, "hidden": null')
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        *((text, "plan") for text in ("", "[]", '{"version": 2}', '{"version": 1}', "{")),
+        ("[" * DEEP + "]" * DEEP, "not a plan written by"),
+        (NARROW, "have no width"),
+    ],
+    ids=["nothing", "a list", "version 2", "a version only", "cut", "deep", "endless"],
+)
+def test_what_is_no_plan_is_refused(text, reason):
+    with pytest.raises(UserError, match=reason):
         Plan.from_json(text)
 
 

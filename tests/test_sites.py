@@ -152,7 +152,9 @@ def test_repvgg_is_gated_after_the_sum_of_its_branches():
         "stem.attn",
         *staged("stages.{s}.{b}.attn", (2, 4, 14, 1)),
     ]
-    assert {site.kind for site in found} == {"parallel"}
+    assert {(site.kind, site.note) for site in found} == {
+        ("parallel", "the sum of parallel branches, of which none is a shortcut")
+    }
     theirs = build_on_meta("timm/repvgg_d2se")
     assert type(theirs.stem.attn).__name__ == type(theirs.stages[0][1].attn).__name__ == "SEModule"
 

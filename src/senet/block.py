@@ -37,6 +37,8 @@ def hidden_width(
     if channels < 1 or reduction <= 0:
         raise UserError(f"need channels ≥ 1 and reduction > 0, got {channels} and {reduction}")
     width = channels / reduction
+    if math.isinf(width):
+        raise UserError(f"{channels} channels with reduction {reduction:g} have no width")
     if divisor is not None:
         rounded = max(divisor, int(width + divisor / 2) // divisor * divisor)
         width = rounded + divisor if rounded < 0.9 * width else rounded

@@ -152,6 +152,7 @@ def recalibrate(
     channels: int,
     *,
     options: BlockOptions | None = None,
+    channels_last: bool = False,
 ) -> Recalibrated:
     """The seed's sentence: for any transformation F_tr, the SE block that recalibrates it.
 
@@ -159,6 +160,7 @@ def recalibrate(
         transform: F_tr, whose output is (N, channels, …).
         channels: C.
         options: what the block looks like; None is the paper's.
+        channels_last: its output is (N, …, channels).
 
     Raises:
         UserError: ``transform`` is no module.
@@ -170,11 +172,12 @@ def recalibrate(
     """
     check_module(transform)
     options = options or BlockOptions()
-    se = SqueezeExcite(channels, options=options, **_place_of("", transform))
+    place = _place_of("", transform)
+    se = SqueezeExcite(channels, options=options, channels_last=channels_last, **place)
     params = sum(p.numel() for p in se.parameters())
-    macs = 2 * channels * se.fc2.in_features
+    macs = sum(p.numel() for p in se.parameters() if p.ndim == 2)
     site = Site("", "chain", channels, se.fc2.in_features, 0, "standard", params, macs)
-    return Recalibrated(transform, se, replace(site, block=options))
+    return Recalibrated(transform, se, replace(site, block=options, channels_last=channels_last))
 
 
 def se_parameters(model: nn.Module) -> list[dict[str, Any]]:

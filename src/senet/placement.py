@@ -264,7 +264,10 @@ def _site(
 
 
 def _note(graph: Graph, what: Transformation, node: Node, placement: str) -> str:
-    """MobileNetV2-like blocks end in a thin projection, which is a poor place for a gate."""
+    """What a reader of the plan would ask: why here, or why not elsewhere."""
+    if what.kind == "parallel":
+        return "the sum of parallel branches, of which none is a shortcut"
+    # MobileNetV2-like blocks end in a thin projection, which is a poor place for a gate.
     inside = [n.channels or 0 for n in graph.members(what.region) if n.kind == "conv"]
     thin = bool(inside) and max(inside) >= 2 * (node.channels or 0)
     if thin and what.kind == "residual" and placement == "standard":

@@ -166,7 +166,7 @@ class Plan(Sequence[Site]):
             )
         except UserError:
             raise
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise UserError(f"not a plan written by Plan.to_json: {error!r}") from error
 
     def __str__(self) -> str:
