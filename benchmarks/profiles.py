@@ -159,6 +159,7 @@ def written(
 ) -> str:
     """The file with these lines for the column, and all others as they were."""
     own = {key: str(getattr(setting, key)) for key in ("column", "batch", "size", "layout")}
+    own["threads"] = str(torch.get_num_threads())
     lines: list[dict[str, object]] = [
         {
             **describe(),
@@ -193,6 +194,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, default=None, help="the CSV file")
     given = parser.parse_args(arguments)
+    if given.steps < 1:
+        parser.error("--steps must be at least 1")
     torch.set_num_threads(given.threads)
     size = given.size or native_input_size(given.network)[1]
     setting = Setting(given.column, given.batch, size, given.layout)

@@ -1,10 +1,14 @@
 """For all tests."""
 
+import random
 import signal
+from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+from processes import kill_what_is_left
 
 from senet.kernels import selection
 
@@ -20,6 +24,37 @@ settings.load_profile("suite")
 # tests start and interrupt as well.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def fixtures_drawn_alike() -> None:
+    """What a file's fixtures draw does not depend on the files that ran before it."""
+    _seed()
+
+
+@pytest.fixture(autouse=True)
+def drawn_alike() -> None:
+    """What a test draws does not depend on those that ran before it in the same process."""
+    _seed()
+
+
+def _seed() -> None:
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def no_process_is_left() -> Iterator[None]:
+    """One that a test has left, because it failed, would take a processor from all the others."""
+    yield
+    kill_what_is_left()
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training draws no learning curves, a quarter of the time of a run of two batches."""
+    monkeypatch.setattr("senet.training.draw", lambda *_: None)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ process forked from it, which can be stopped, interrupted and killed like any ot
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import resource
@@ -14,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +25,16 @@ __all__ = [
     "call_group",
     "finish",
     "free_port",
+    "is_running",
+    "is_stopped",
+    "kill_what_is_left",
     "server",
     "start",
     "start_group",
     "wait_until",
+    "when_placed",
+    "when_stepped",
+    "when_synced",
 ]
 
 _PRELOADED = [
@@ -39,6 +47,10 @@ _PRELOADED = [
 
 
 _NONE: Mapping[str, str] = {}
+_STARTED: list[Any] = []
+_COUNT = itertools.count()
+_FIRST_PORT = 37 * os.getpid()  # as far as can be from those of other workers, and other suites
+Prepare = Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -79,28 +91,80 @@ def start(
     environment: Mapping[str, str] | None = None,
     *,
     file_size: int | None = None,
+    prepare: Prepare | None = None,
 ) -> Running:
     """Start ``senet ARGUMENTS`` with one thread; its words go to ``log.out`` and ``log.err``.
 
     ``environment`` is added to that of the tests; a file that grows beyond ``file_size`` bytes
-    cannot be written, as on a full disk.
+    cannot be written, as on a full disk; ``prepare`` is called there first.
     """
     context = server()
     out, err = log.with_suffix(".out"), log.with_suffix(".err")
     words = [str(argument) for argument in arguments]
-    given = (words, out, err, dict(environment or {}), file_size)
+    given = (words, out, err, dict(environment or {}), file_size, prepare)
     process = context.Process(target=_command, args=given)
     process.start()
+    _STARTED.append(process)
     return Running(process, out, err)
 
 
+def when_placed(name: str, number: int, count: int = 1) -> Prepare:
+    """The process signals itself once a file whose path ends so is in its place, so many times.
+
+    Nobody else has to be quick enough, however busy the machine is; the same of those below.
+    """
+    return partial(_signal_after, "os", "replace", name, number, count)
+
+
+def when_synced(number: int, count: int = 1) -> Prepare:
+    """Once it has handed so many files over to the disk."""
+    return partial(_signal_after, "os", "fsync", "", number, count)
+
+
+def when_stepped(number: int, count: int) -> Prepare:
+    """Once it has gone forward so many times in training; also a process that writes no files."""
+    return partial(_signal_after, "senet.classifier.Classifier", "training_step", "", number, count)
+
+
+def _signal_after(owner: str, function: str, name: str, number: int, count: int) -> None:
+    import pkgutil
+
+    place = pkgutil.resolve_name(owner)
+    done, seen = getattr(place, function), 0
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        nonlocal seen
+        result = done(*arguments, **options)
+        if str(arguments[-1]).endswith(name):
+            seen += 1
+            if seen == count:
+                os.kill(os.getpid(), number)
+        return result
+
+    setattr(place, function, counted)
+
+
+def kill_what_is_left() -> None:
+    """End every process that a test has started and, having failed, left."""
+    for process in _STARTED:
+        if process.is_alive():
+            process.kill()
+            process.join()
+    _STARTED.clear()
+
+
 def start_group(
-    arguments: Sequence[str | Path], log: Path, world: int, variables: Mapping[str, str] = _NONE
+    arguments: Sequence[str | Path],
+    log: Path,
+    world: int,
+    variables: Mapping[str, str] = _NONE,
+    *,
+    prepare: Mapping[int, Prepare] | None = None,
 ) -> list[Running]:
     """Start ``senet ARGUMENTS`` once for each of ``world`` devices, as Lightning's launcher does.
 
     ``variables`` takes the place of the launcher's: names and values, in which {rank}, {world}
-    and {port} are filled in.
+    and {port} are filled in. ``prepare`` is what `start` takes, by rank.
     """
     port = str(free_port())
     variables = variables or {
@@ -113,6 +177,7 @@ def start_group(
             arguments,
             log.with_name(f"{log.name}-{rank}"),
             {k: v.format(rank=rank, world=world, port=port) for k, v in variables.items()},
+            prepare=(prepare or {}).get(rank),
         )
         for rank in range(world)
     ]
@@ -131,6 +196,7 @@ def call_group(function: Callable[..., Any], world: int, folder: Path, *argument
     ]
     for process in processes:
         process.start()
+        _STARTED.append(process)
     for process in processes:
         process.join(120)
     assert [process.exitcode for process in processes] == [0] * world
@@ -141,11 +207,19 @@ def call_group(function: Callable[..., Any], world: int, folder: Path, *argument
 
 def is_running(pid: int) -> bool:
     """Whether the process is there, and not only waiting for somebody to ask how it ended."""
+    return _state(pid) not in "ZX"
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether the process was stopped, and waits for SIGCONT."""
+    return _state(pid) == "T"
+
+
+def _state(pid: int) -> str:
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except FileNotFoundError:
-        return False
-    return state not in "ZX"
+        return "X"
 
 
 def finish(arguments: Sequence[str | Path], log: Path) -> Finished:
@@ -154,7 +228,7 @@ def finish(arguments: Sequence[str | Path], log: Path) -> Finished:
 
 
 def wait_until(
-    condition: Callable[[], bool], running: Running, *, seconds: float = 60, pause: float = 0.0
+    condition: Callable[[], bool], running: Running, *, seconds: float = 60, pause: float = 0.005
 ) -> bool:
     """Ask until ``condition`` holds; False if the process ends before it does."""
     end = time.monotonic() + seconds
@@ -164,7 +238,8 @@ def wait_until(
         if not running.alive():
             return False
         time.sleep(pause)
-    raise AssertionError(f"waited {seconds} s: {running.err.read_text()}")
+    said = running.err.read_text() if running.err.exists() else "it has not begun"
+    raise AssertionError(f"waited {seconds} s: {said}")
 
 
 def server() -> Any:
@@ -175,10 +250,16 @@ def server() -> Any:
 
 
 def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-    return port
+    """One that no other worker of the suite takes, and the system gives to nobody by itself."""
+    for _ in range(1000):
+        port = 20_000 + (_FIRST_PORT + next(_COUNT)) % 10_000
+        with socket.socket() as free:
+            try:
+                free.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        return port
+    raise AssertionError("no port is free")
 
 
 def _call(
@@ -202,6 +283,7 @@ def _command(
     err: Path,
     environment: dict[str, str],
     file_size: int | None,
+    prepare: Prepare | None,
 ) -> None:
     import torch
 
@@ -218,4 +300,6 @@ def _command(
     if file_size is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
     torch.set_num_threads(1)
+    if prepare is not None:
+        prepare()
     sys.exit(main(arguments))

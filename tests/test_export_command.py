@@ -172,6 +172,7 @@ def test_data_that_is_gone_is_told(
         (("RUN", "--out=x.onnx", "--batch=0"), "batch is 0; it must be at least 1"),
         (("RUN", "--out=x.onnx", "--image_size=4"), "image_size is 4; it must be at least 8"),
         (("RUN", "--out=x.onnx", "--tolerance=nan"), "tolerance is nan"),
+        (("RUN", "--out=x.onnx", "--tolerance=inf"), "tolerance is inf"),
         (("RUN", "--out=x.onnx", "--opset=7"), "opset 7 cannot be written"),
         (("se_resnet5O", "--out=x.onnx"), "unknown model 'se_resnet5O'; nearest: "),
         (("no/run", "--out=x.onnx"), "run directory 'no/run' does not exist"),

@@ -1,5 +1,6 @@
 """--init: an SE network that starts from a plain run, and one that cannot."""
 
+import json
 import shutil
 from dataclasses import replace
 
@@ -9,12 +10,12 @@ from generated import make_image_folder
 
 from senet import UserError, create_model, load
 from senet.catalogue import IMAGENET_MEAN, IMAGENET_STD
-from senet.checkpoints import LAST, read_record
+from senet.checkpoints import LAST, RunRecord, read_record
 from senet.data import DataOptions, load_data
 from senet.optimization import make_optimizer
 from senet.options import TrainOptions
-from senet.run_network import build, in_its_colours, start_from
-from senet.runs import read_card
+from senet.run_network import build, normalised_as_trained, start_from
+from senet.runs import CARD, read_card
 from senet.training import train
 
 PLAIN = TrainOptions(
@@ -156,16 +157,45 @@ def test_images_are_normalised_as_the_weights_were_trained(plain_run, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train(started, tmp_path / "run", say=stop)
     shutil.rmtree(tmp_path / "plain")
+    (tmp_path / "run" / CARD).write_text("{")  # and its own card is damaged
     train(started, tmp_path / "run", resume=True, say=lambda line: None)
     train(options, tmp_path / "own", say=lambda line: None)
     assert colours(tmp_path / "run") == colours(plain_run)
     assert colours(tmp_path / "own") == (IMAGENET_MEAN, IMAGENET_STD)
-    loaded = load_data(DataOptions(data=str(folder), image_size=8))
-    assert not torch.equal(loaded.val[0][0], images_of(started, plain_run, folder).val[0][0])
+    loading = DataOptions(data=str(folder), image_size=8)
+    as_trained = normalised_as_trained(
+        loading, started, tmp_path / "run", read_record(tmp_path / "run" / LAST)
+    )
+    plain, ours = (load_data(each).val[0][0] for each in (loading, as_trained))
+    assert not torch.equal(plain, ours)
 
 
-def images_of(options, out, folder):
-    return load_data(in_its_colours(DataOptions(data=str(folder), image_size=8), options, out))
+def test_a_run_of_an_earlier_version_goes_on_with_its_images_as_they_were(plain_run, tmp_path):
+    """Its record does not say how they are normalised, its card does; a twin goes by the other."""
+    run, options = tmp_path / "run", replace(PLAIN, pretrained=True, model="timm/mobilevit_s")
+    shutil.copytree(plain_run, run)
+    record = read_record(run / LAST)
+    older = replace(record, data=replace(record.data, mean=None, std=None))
+    card = read_card(run)
+    for known in (record, older):
+        assert normalised_as_trained(DataOptions(), options, run, known).mean == card.mean
+    (run / CARD).unlink()
+    assert normalised_as_trained(DataOptions(), options, run, record).mean == card.mean
+    assert normalised_as_trained(DataOptions(), options, run, older).mean is None
+    nothing = RunRecord(())
+    assert normalised_as_trained(DataOptions(), options, run, nothing).mean == (0.0, 0.0, 0.0)
+    twin = normalised_as_trained(DataOptions(), options, run / "twin", nothing, beside=run)
+    assert (twin.mean, twin.std) == (card.mean, card.std)
+
+
+def test_what_a_plan_says_of_a_site_makes_it_no_other(plain_run, tmp_path):
+    options = replace(PLAIN, model="se_resnet20", init=str(plain_run), warm_start=True)
+    train(options, tmp_path / "se", say=lambda line: None)
+    card = json.loads((tmp_path / "se" / CARD).read_text())
+    card["plan"]["sites"][0]["note"] = "as an earlier version put it"
+    (tmp_path / "se" / CARD).write_text(json.dumps(card))
+    model = build(options, num_classes=10)
+    assert "starting from" in start_from(model, tmp_path / "se", options.model, num_classes=10)
 
 
 @pytest.mark.parametrize(
@@ -180,4 +210,5 @@ def images_of(options, out, folder):
 )
 def test_timms_weights_have_a_normalisation_of_their_own(tmp_path, model, pretrained, mean):
     options = replace(PLAIN, model=model, pretrained=pretrained)
-    assert in_its_colours(DataOptions(), options, tmp_path / "none").mean == mean
+    found = normalised_as_trained(DataOptions(), options, tmp_path / "none", RunRecord(()))
+    assert found.mean == mean

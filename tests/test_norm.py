@@ -380,6 +380,39 @@ def test_transforms_of_functions_see_operators() -> None:
     torch.testing.assert_close(gradient(x), leaf.grad)
 
 
+@pytest.mark.slow
+def test_compiled_transforms_of_functions_see_operators() -> None:
+    """Gradients of single samples."""
+    model = wrapper("2d").eval()
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+    x = torch.randn(3, 1, C, 4, 5, dtype=torch.float64)
+
+    def loss(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+        result: Tensor = torch.func.functional_call(model, parameters, (x,)).square().sum()
+        return result
+
+    each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))
+    found = torch.compile(each, backend="aot_eager")(parameters, x)
+    torch._dynamo.reset()
+    for name, expected in each(parameters, x).items():
+        torch.testing.assert_close(found[name], expected, msg=name)
+
+
+@pytest.mark.slow
+def test_compiled_it_is_checkpointed() -> None:
+    model, x = wrapper("plain"), torch.randn(3, C, 4, 5, dtype=torch.float64, requires_grad=True)
+
+    def run(x: Tensor) -> Tensor:
+        result: Tensor = checkpoint(model, x, use_reentrant=False).square().sum()
+        return result
+
+    torch.compile(run, backend="aot_eager")(x).backward()
+    torch._dynamo.reset()
+    found, x.grad = x.grad, None
+    copy.deepcopy(model)(x).square().sum().backward()
+    torch.testing.assert_close(found, x.grad)
+
+
 @pytest.fixture(scope="module")
 def processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
     found: list[dict[str, Tensor]] = call_group(

@@ -7,6 +7,7 @@ import io
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import chain
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, BinaryIO
@@ -327,9 +328,13 @@ def record_of(checkpoint: dict[str, Any]) -> RunRecord:
     state = checkpoint["callbacks"][RECORDER]
     data, options = state.get("data"), state.get("options")
     if data is not None:
-        data = DataRecord(**data | {"classes": tuple(data["classes"])})
-        if not (_is_number(data.train) and _is_number(data.val)):
-            raise ValueError("a count of images is not a number")
+        listed = ("classes", *(name for name in ("mean", "std") if data.get(name) is not None))
+        data = DataRecord(**data | {name: tuple(data[name]) for name in listed})
+        colours = [three for three in (data.mean, data.std) if three is not None]
+        if not all(map(_is_number, (data.train, data.val, *chain(*colours)))):
+            raise ValueError("a count of images, or a mean of theirs, is not a number")
+        if any(len(three) != 3 for three in colours):
+            raise ValueError("images have three channels")
     if options is not None:
         options = TrainOptions(**options)
     return RunRecord(tuple(rows_of(state)), data, options)

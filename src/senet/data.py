@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
@@ -133,12 +133,15 @@ class DataRecord:
         val: How many held out.
         files: `senet.folders.fingerprint` of a folder, `ShardSplit.fingerprint` of shards; "" for
             the others, which do not change.
+        mean, std: How images are normalised; None in records of versions that had one way only.
     """
 
     classes: tuple[str, ...]
     train: int
     val: int
     files: str = ""
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
 
     def difference(self, now: DataRecord) -> str | None:
         """What is another in ``now``, in a line; None where nothing is."""
@@ -197,7 +200,8 @@ class ImageData:
 
     def record(self) -> DataRecord:
         """What there is, to be kept with a run."""
-        return DataRecord(self.classes, len(self.train), len(self.val), self.fingerprint())
+        counts = len(self.train), len(self.val)
+        return DataRecord(self.classes, *counts, self.fingerprint(), self.mean, self.std)
 
 
 def absolute(data: str) -> str:
@@ -331,7 +335,7 @@ def _from_folder(folder: Path, options: DataOptions) -> ImageData:
     train = FileImages(split.train_paths, split.train_labels, framings[0])
     val = FileImages(split.val_paths, split.val_labels, framings[1])
     # Of the split nothing is kept: its lists of paths are what `FileImages` does without.
-    known = cache(partial(_fingerprint, split.root, train, val))  # of each file there is
+    known = partial(_fingerprint, split.root, train, val)
     return _photos(train, val, split.classes, options, known)
 
 

@@ -7,7 +7,7 @@ from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -22,14 +22,14 @@ from .options import TrainOptions
 from .verification import verify
 
 if TYPE_CHECKING:
-    from .checkpoints import EpochRow
+    from .checkpoints import EpochRow, RunRecord
 
 __all__ = [
     "build",
     "check_wiring",
     "export",
     "exporter",
-    "in_its_colours",
+    "normalised_as_trained",
     "restore_weights",
     "start_from",
 ]
@@ -56,26 +56,49 @@ def build(options: TrainOptions, *, num_classes: int) -> nn.Module:
     )
 
 
-def in_its_colours(wanted: DataOptions, options: TrainOptions, out: Path) -> DataOptions:
+def normalised_as_trained(
+    wanted: DataOptions,
+    options: TrainOptions,
+    out: Path,
+    record: RunRecord,
+    *,
+    beside: Path | None = None,
+) -> DataOptions:
     """The data, its images normalised as those that the network's weights were trained with.
 
-    With pretrained weights that is as timm has it, with ``init`` as the other run had it, and with
-    neither as is usual for the data. A run that goes on is trained as it was.
+    A run that goes on is trained as it was, a twin as the run ``beside`` it. One that begins has
+    it from the run of ``init``, from timm for pretrained weights, else as is usual for the data.
 
     Raises:
         UserError: the run of ``init`` cannot be read.
     """
+    known = None
+    if record.rows:
+        known = _normalization_of(out, record)
+    elif beside is not None:
+        from .checkpoints import LAST, read_record
+
+        known = _normalization_of(beside, read_record(beside / LAST))
+    elif options.init is not None:
+        card = runs.read_card(Path(options.init))
+        known = card.mean, card.std
+    elif options.pretrained and models.plain_name(options.model)[0].startswith("timm/"):
+        known = models.native_normalization(options.model)
+    return wanted if known is None else replace(wanted, mean=known[0], std=known[1])
+
+
+Normalization = tuple[tuple[float, ...], tuple[float, ...]]
+
+
+def _normalization_of(run: Path, record: RunRecord) -> Normalization | None:
+    """Mean and deviation that a run was trained with; None for those usual for its data."""
+    if record.data is not None and record.data.mean is not None and record.data.std is not None:
+        return record.data.mean, record.data.std
     try:
-        card = runs.read_card(out)
-    except UserError:  # there is none yet, or it will be written anew
-        if options.init is not None:
-            card = runs.read_card(Path(options.init))
-        elif options.pretrained and models.plain_name(options.model)[0].startswith("timm/"):
-            mean, std = models.native_normalization(options.model)
-            return replace(wanted, mean=mean, std=std)
-        else:
-            return wanted
-    return replace(wanted, mean=card.mean, std=card.std)
+        card = runs.read_card(run)
+    except UserError:  # an earlier version's run, which had those usual for its data
+        return None
+    return card.mean, card.std
 
 
 def start_from(model: nn.Module, run: Path, name: str, *, num_classes: int) -> str:
@@ -97,7 +120,7 @@ def start_from(model: nn.Module, run: Path, name: str, *, num_classes: int) -> s
     theirs, ours = card.plan, runs.plan_of(model)
     if theirs is not None and ours is None:
         raise UserError(f"init {run} holds {card.name}, which has SE, but {name} has none")
-    if theirs is not None and ours is not None and theirs["sites"] != ours["sites"]:
+    if theirs is not None and ours is not None and _blocks(theirs) != _blocks(ours):
         raise UserError(
             f"init {run} holds {card.name} with SE blocks of other options than {name} here; "
             "give the same options, or start from a plain run"
@@ -112,6 +135,11 @@ def start_from(model: nn.Module, run: Path, name: str, *, num_classes: int) -> s
     model.load_state_dict(weights)
     top1 = "" if card.top1 is None else f", which had top-1 {card.top1:.2%} on its held-out images"
     return f"starting from {card.name} in {run}{top1}"
+
+
+def _blocks(plan: dict[str, Any]) -> list[dict[str, Any]]:
+    """The sites of a plan's document without what is said of them, which may be put otherwise."""
+    return [{key: value for key, value in site.items() if key != "note"} for site in plan["sites"]]
 
 
 def check_wiring(model: nn.Module, data: ImageData) -> int:

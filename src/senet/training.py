@@ -14,7 +14,7 @@ from torch import nn
 
 from . import models, runs
 from .catalogue import CATALOGUE
-from .data import DataOptions, ImageData, load_data, train_loader, val_loader
+from .data import DataOptions, DataRecord, ImageData, load_data, train_loader, val_loader
 from .errors import UserError
 from .locking import DirectoryLock
 from .mending import read_progress, weights_fault
@@ -34,7 +34,7 @@ from .run_network import (
     build,
     check_wiring,
     exporter,
-    in_its_colours,
+    normalised_as_trained,
     restore_weights,
     start_from,
 )
@@ -157,7 +157,7 @@ def _train_one(
     finished = len(record.rows) >= options.epochs
     if finished and fault is None:
         return _finished(out, options, record, say)
-    wanted = in_its_colours(data_options_of(options), options, out)
+    wanted = normalised_as_trained(data_options_of(options), options, out, record, beside=beside)
     try:
         data = load_data(
             wanted,
@@ -169,15 +169,16 @@ def _train_one(
         if record.rows and (advice := advice_where_moved(options.data, options.val_data)):
             raise UserError(f"{error}; {advice}") from error
         raise
-    check_data(out, record, data.record())
+    now = data.record()
+    check_data(out, record, now)
     if beside is not None:
-        check_data(beside, read_record(beside / LAST), data.record())
+        check_data(beside, read_record(beside / LAST), now)
     if fault is not None:
         restore_weights(out, options, data)
         say(f"{out}: {runs.WEIGHTS} was {fault}, written anew from the best checkpoint")
     if finished:
         return _finished(out, options, record, say)
-    return _fitted(options, out, lock, record, data, wanted, resume=resume, bar=bar, say=say)
+    return _fitted(options, out, lock, record, data, now, wanted, resume=resume, bar=bar, say=say)
 
 
 def _what_is_there(
@@ -200,6 +201,7 @@ def _fitted(
     lock: DirectoryLock,
     record: RunRecord,
     data: ImageData,
+    now: DataRecord,
     loading: DataOptions,
     *,
     resume: bool,
@@ -229,7 +231,7 @@ def _fitted(
     trainer = make_trainer(
         options,
         out,
-        data=data.record(),
+        data=now,
         export=exporter(out, model, options, data),
         report=report,
         bar=bar,

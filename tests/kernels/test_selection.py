@@ -105,6 +105,10 @@ def test_inside_function_transforms_it_is_composed() -> None:
         function(X)
     assert [choice.implementation for choice in seen] == ["reference", "reference"]
     assert "forward derivative" in seen[1].reason
+    for name in ("aten", "traced"):
+        forward = torch.autograd.forward_ad.dual_level()
+        with forward, pytest.raises(UserError, match="forward derivative"):
+            select(X, NORM, BLOCK, name)
 
 
 def test_an_unknown_name_gets_the_nearest() -> None:

@@ -147,17 +147,30 @@ def _title(setting: Setting) -> str:
     return f"{setting.column} ×{setting.batch}"
 
 
+_WIDEST = len("0.900–1.100")
+
+
 def show(found: Sequence[Measured], title: str) -> None:
-    """Print the ratios: a row for each contender, a column for each setting."""
-    table = Table(title=title, title_justify="left")
-    table.add_column("over plain")
+    """Print the ratios: a row for each contender, a column for each setting.
+
+    As many columns in a table as its figures have room for, and the others in the next.
+    """
+    console = Console()
+    rows = list(dict.fromkeys(one.row for one in found))
     settings = list(dict.fromkeys(one.setting for one in found))
-    for setting in settings:
-        table.add_column(_title(setting), justify="right")
-    for row in dict.fromkeys(one.row for one in found):
-        cells = {one.setting: _cell(one) for one in found if one.row == row}
-        table.add_row(row, *(cells.get(setting, "") for setting in settings))
-    Console().print(table)
+    first = max(map(len, ("over plain", *rows)))
+    widths = [max(len(_title(s)), _WIDEST) for s in settings]
+    room = max(1, (console.width - first - 4) // (max(widths) + 3))
+    for begin in range(0, len(settings), room):
+        some = settings[begin : begin + room]
+        table = Table(title=title, title_justify="left")
+        table.add_column("over plain", no_wrap=True)
+        for setting in some:
+            table.add_column(_title(setting), justify="right", no_wrap=True)
+        for row in rows:
+            cells = {one.setting: _cell(one) for one in found if one.row == row}
+            table.add_row(row, *(cells.get(setting, "") for setting in some))
+        console.print(table)
 
 
 def _cell(one: Measured) -> str:

@@ -110,7 +110,7 @@ def main(argv: Sequence[str]) -> int:
             opset=given.opset,
             tolerance=given.tolerance,
             batch=given.batch,
-            progress=status.update,
+            progress=lambda what: status.update(what) if what else status.stop(),
         )
     (_print_json if given.json else _tell)(shipment, given, whence, plain)
     return 0 if shipment.files else 1
@@ -121,7 +121,7 @@ def _check(given: Namespace) -> None:
         value = getattr(given, name)
         if value is not None and value < least:
             raise UserError(f"{name} is {value}; it must be at least {least}")
-    if not given.tolerance >= 0:
+    if not 0 <= given.tolerance < math.inf:
         raise UserError(f"tolerance is {given.tolerance}; it must be a number, 0 or above")
 
 

@@ -91,7 +91,8 @@ def ship(
         opset: of ONNX.
         tolerance: of ``Shipment.difference``.
         batch: images in a batch that is timed.
-        progress: is told what goes on, a few words at a time.
+        progress: is told what goes on, a few words at a time; "" while it is timed, when nothing
+            else should be at work.
 
     Raises:
         UserError: the format needs what is not installed, the name another suffix, the network
@@ -135,7 +136,7 @@ def ship(
             row.write(Job(other, job.example, job.document, opset), beside)
             twin = row.run(beside)[1]
         repeats = -(-batch // len(images))
-        progress("timing")
+        progress("")
         timing = _timed(runner, twin, images.repeat(repeats, 1, 1, 1)[:batch])
         return Shipment(_keep(made, out), difference, largest, timing, report)
 

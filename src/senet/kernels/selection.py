@@ -136,7 +136,9 @@ def _is_small(x: Tensor, norm: Norm, excitation: Excitation) -> str:
 
 
 def _against_traced(norm: Norm) -> str:
-    return "" if norm.group is None else "statistics over processes are not traced"
+    if norm.group is not None:
+        return "statistics over processes are not traced"
+    return "" if torch.compiler.is_compiling() else _against_forward_derivatives()
 
 
 def _against_aten(x: Tensor, norm: Norm, excitation: Excitation) -> str:
@@ -148,6 +150,10 @@ def _against_aten(x: Tensor, norm: Norm, excitation: Excitation) -> str:
         return "there is nothing to compute on the meta device"
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return "torch.func transforms the operators, not a backward written by hand"
+    return _against_forward_derivatives()
+
+
+def _against_forward_derivatives() -> str:
     if torch.autograd.forward_ad._current_level >= 0:
         return "a backward written by hand has no forward derivative"
     return ""

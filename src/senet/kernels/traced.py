@@ -1,4 +1,4 @@
-"""The algebra in differentiable operators, for a compiler to fuse with its neighbours.
+"""The algebra in operators that autograd knows, for a compiler to fuse with its neighbours.
 
 Eager it would save more than `aten` does; under `torch.compile` the partitioner keeps x and
 vectors, the statistics join the pass before, and the affine map the pass after.
@@ -61,10 +61,15 @@ def _linear(z: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 class _Product(torch.autograd.Function):
     """z Wᵀ, whose backward is not autocast: a compiler traces it where the forward was called."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, z: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(z, weight)
+    def forward(z: Tensor, weight: Tensor) -> Tensor:
         return z @ weight.t()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
