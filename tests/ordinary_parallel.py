@@ -1,17 +1,9 @@
-"""Two processes train attached networks together; what each finds goes to a JSON file.
-
-Usage: ordinary_parallel.py FOLDER NAME: of a network of `ordinary_networks`, into an empty folder,
-which gets 0.json and 1.json.
-"""
+"""Two processes train attached networks together, and say what each finds."""
 
 from __future__ import annotations
 
 import copy
-import json
-import sys
 from collections.abc import Callable, Mapping
-from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +13,6 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
-from torch.multiprocessing import start_processes
 from torch.nn.parallel import DistributedDataParallel
 
 from senet import UserError, verify
@@ -129,23 +120,12 @@ def _refusal(model: nn.Module, x: Tensor) -> str:
     return ""
 
 
-def _work(rank: int, folder: Path, name: str) -> None:
-    torch.set_num_threads(1)
+def share(rank: int, world: int, name: str) -> dict[str, Any]:
+    """What process ``rank`` finds of a network of `ordinary_networks`; for `call_group`."""
     selection.SMALL = 0  # as the fixture one_operation has it
-    dist.init_process_group(
-        "gloo",
-        init_method=(folder / "rendezvous").as_uri(),
-        rank=rank,
-        world_size=WORLD,
-        timeout=timedelta(seconds=120),
-    )
+    dist.init_process_group("gloo", rank=rank, world_size=world)
     x = images(seed=rank)
     ways = {"ddp": _ddp, "fsdp2": _fsdp2, "fsdp1": _fsdp1}
     findings = {f"{way}-{name}": act(name, x) for way, act in ways.items()}
-    (folder / f"{rank}.json").write_text(json.dumps(findings))
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    # Forked, so that both have the seconds of imports from one process, which computed nothing.
-    start_processes(_work, (Path(sys.argv[1]), sys.argv[2]), nprocs=WORLD, start_method="fork")
+    return findings

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from breadth import others_slow
 from generated import make_image_folder
 from torch import Tensor, nn
 
@@ -26,6 +27,8 @@ from senet.options import TrainOptions
 from senet.run_network import build
 from senet.runs import CARD, WEIGHTS, read_card
 from senet.training import data_options_of, train
+
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 State = dict[str, Tensor]
 
@@ -297,7 +300,7 @@ DAMAGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("damage", others_slow(DAMAGES, {"of another shape", "half of it"}))
 def test_damage_is_told_in_a_line(
     options: TrainOptions, half: Path, tmp_path: Path, damage: str
 ) -> None:

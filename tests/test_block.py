@@ -96,6 +96,7 @@ def test_zero_init_with_its_constant_is_the_identity():
         assert torch.equal(block(u), u)
 
 
+@pytest.mark.slow  # whole networks are compiled in test_ordinary
 def test_compile_fullgraph_gives_the_same():
     torch.manual_seed(0)
     block = SqueezeExcite(16, 4)

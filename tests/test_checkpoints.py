@@ -29,6 +29,8 @@ from senet.options import TrainOptions
 from senet.recorder import RunRecorder
 from senet.training import train
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 ROW = EpochRow(1, 1, 2.0, 2.0, 0.5, 1.0, 0.1, 1.0, 100.0)
 
 

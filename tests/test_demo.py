@@ -58,7 +58,10 @@ def check(out: Path, text: str) -> None:
     assert {"date", "device", "python", "torch"} <= noted.keys()
 
 
-def test_the_demonstration_in_short(demo: ModuleType, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_demonstration_in_short(
+    demo: ModuleType, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("senet.cost.step_seconds", lambda *_, **__: 0.02)
     short = ["--epochs=1", "--limit_batches=2", "--batch_size=180", "--image_size=8"]
     demo.main(short)
     check(Path("runs/demo"), capfd.readouterr().out)

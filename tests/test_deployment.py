@@ -96,7 +96,7 @@ NETWORKS: Mapping[str, tuple[Callable[[], Any], tuple[int, ...], dict[str, int]]
 
 SECOND_OF_A_KIND = {
     *("resnext50", "densenet121", "r3d_18", "seresnet50", "mobilenet_v3_small"),
-    *("ese_vovnet19b_dw", "plain efficientnet", "seresnet18"),
+    *("ese_vovnet19b_dw", "plain efficientnet", "seresnet18", "bn_inception"),
 }
 
 

@@ -28,7 +28,8 @@ from processes import (
     is_running,
     start,
     start_group,
-    wait_until,
+    when_placed,
+    when_stepped,
 )
 from torch import nn
 from torch.utils.data import ConcatDataset
@@ -118,9 +119,7 @@ LAUNCHERS: dict[str, tuple[dict[str, str], list[str]]] = {
 }
 
 
-@pytest.mark.parametrize(
-    "launcher", others_slow(LAUNCHERS, {"lightning", "torchrun on two nodes", "srun"})
-)
+@pytest.mark.parametrize("launcher", others_slow(LAUNCHERS, {"torchrun on two nodes", "srun"}))
 def test_the_schedule_goes_by_the_steps_of_each_process(
     folder: Path, tmp_path: Path, launcher: str
 ) -> None:
@@ -128,6 +127,7 @@ def test_the_schedule_goes_by_the_steps_of_each_process(
     run = tmp_path / "run"
     words = ["--image_size=16", "--batch_size=8", "--epochs=3", "--lr=0.1", "--warmup_epochs=0.5"]
     variables, options = LAUNCHERS[launcher]
+    options = [*options, "--model=resnet20"]
     command: list[str | Path] = ["train", "--data", folder, "--out", run, *words, *options]
     trained(command, tmp_path / "log", 2, variables)
     expected = rates(TrainOptions(epochs=3, lr=0.1, warmup_epochs=0.5), steps=2)
@@ -197,7 +197,7 @@ def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("few", "worlds"),
     [
         pytest.param(0, (3,), id="all 1,797"),
-        pytest.param(5, (4,), id="fewer than two each"),
+        pytest.param(3, (2,), id="fewer than two each"),
         pytest.param(129, (2,), id="one more than a batch each"),
         pytest.param(0, (2, 4), id="all, other processes", marks=pytest.mark.slow),
         pytest.param(5, (2, 3), id="few, other processes", marks=pytest.mark.slow),
@@ -274,8 +274,8 @@ EQUAL = (
     ("world", "precision", "tolerance"),
     [
         pytest.param(2, "32-true", 2e-4, marks=pytest.mark.slow),
-        (3, "64-true", 1e-9),
-        pytest.param(2, "64-true", 1e-9, marks=pytest.mark.slow),
+        (2, "64-true", 1e-9),
+        pytest.param(3, "64-true", 1e-9, marks=pytest.mark.slow),
         pytest.param(3, "32-true", 2e-4, marks=pytest.mark.slow),
     ],
 )
@@ -350,12 +350,8 @@ def test_shared_out_weights_come_to_the_same(tmp_path: Path) -> None:
 
 
 def killed(command: list[str | Path], log: Path, world: int, victim: int, run: Path) -> None:
-    """Kill one process in the second epoch or later: the others end, each with a line."""
-    group = start_group(command, log, world)
-    assert wait_until(lambda: len(rows_of(run)) >= 1, group[0], pause=0.005)
-    time.sleep(0.1)  # into the epoch
-    os.kill(group[victim].pid, signal.SIGKILL)
-    began = time.monotonic()
+    """Kill one process in the second epoch, the seventh step: the others end, each with a line."""
+    group = start_group(command, log, world, prepare={victim: when_stepped(signal.SIGKILL, 7)})
     for rank, ended in enumerate(end(group, seconds=60)):
         if rank == victim:
             assert ended.status == -signal.SIGKILL
@@ -364,13 +360,12 @@ def killed(command: list[str | Path], log: Path, world: int, victim: int, run: P
         (line,) = ended.err.splitlines()
         assert f"process {rank} of {world} lost another of its run" in line
         assert "--resume" in line
-    assert time.monotonic() - began < 60
-    assert 1 <= len(rows_of(run)) < 6
+    assert len(rows_of(run)) == 1
 
 
 @pytest.mark.parametrize(("world", "victim"), [(2, 0), pytest.param(3, 1, marks=pytest.mark.slow)])
 def test_one_killed_ends_the_others_and_all_resume(tmp_path: Path, world: int, victim: int) -> None:
-    words = ["--epochs=4", "--batch_size=8", "--limit_batches=12", f"--devices={world}"]
+    words = ["--epochs=2", "--batch_size=8", "--limit_batches=4", f"--devices={world}"]
     recipe = ["--accumulate=2", "--ema_decay=0.9", "--mixup=0.2", "--cutmix=1"]
     command: list[str | Path] = [*DIGITS, *words, *recipe, "--accelerator=cpu", "--threads=1"]
     whole, run = tmp_path / "whole", tmp_path / "run"
@@ -387,14 +382,10 @@ def test_one_killed_ends_the_others_and_all_resume(tmp_path: Path, world: int, v
 def test_one_that_falls_silent_ends_the_others(tmp_path: Path) -> None:
     """Stopped, not killed: nothing is closed, and only the time-out tells."""
     run = tmp_path / "run"
-    words = ["--epochs=6", "--limit_batches=4", "--devices=2", "--peer_timeout=3"]
-    group = start_group([*DIGITS, *words, "--accelerator=cpu", "--out", run], tmp_path / "log", 2)
-    assert wait_until(lambda: len(rows_of(run)) >= 1, group[0], pause=0.005)
-    os.kill(group[1].pid, signal.SIGSTOP)
-    try:
-        ended = group[0].wait(60)
-    finally:
-        os.kill(group[1].pid, signal.SIGKILL)
+    words = ["--epochs=2", "--limit_batches=4", "--devices=2", "--peer_timeout=8"]
+    command = [*DIGITS, *words, "--accelerator=cpu", "--out", run]
+    stopped = {1: when_stepped(signal.SIGSTOP, 7)}
+    ended = start_group(command, tmp_path / "log", 2, prepare=stopped)[0].wait(60)
     assert ended.status == 2, ended.err
     (line,) = ended.err.splitlines()
     assert "lost another of its run" in line
@@ -515,12 +506,9 @@ def test_processes_that_do_not_do_the_same_are_refused(tmp_path: Path) -> None:
     words = ["--epochs=2", "--limit_batches=2", "--accelerator=cpu", "--threads=1", "--devices=2"]
     command: list[str | Path] = [*DIGITS, *words, "--resume", "--out"]
     run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
-    group = start_group([*command, run], tmp_path / "log", 2)
-    assert wait_until(lambda: len(rows_of(run)) == 1, group[0], pause=0.005)
-    for process in group:
-        os.kill(process.pid, signal.SIGKILL)
-    for process in group:
-        process.wait()
+    killed = {0: when_placed("metrics.csv", signal.SIGKILL)}
+    for running in start_group([*command, run], tmp_path / "log", 2, prepare=killed):
+        running.wait()
     assert len(rows_of(run)) == 1
     for what, second in (
         ("the last finished epoch", [*command, elsewhere]),

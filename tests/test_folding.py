@@ -32,7 +32,7 @@ def random_norm(kind: Any, channels: int, **options: Any) -> Any:
 
 @pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
 @given(drawn=convolutions(), affine=st.booleans(), eps=st.sampled_from([1e-5, 0.1]))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_folding_is_exact(drawn: tuple[Any, Tensor], affine: bool, eps: float) -> None:
     conv, h = drawn
     norm = random_norm(_NORMS[h.dim()], conv.out_channels, affine=affine, eps=eps)

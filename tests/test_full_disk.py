@@ -23,7 +23,14 @@ from senet.runs import WEIGHTS, is_temporary
 from senet.training import train
 
 OPTIONS = TrainOptions(
-    image_size=8, batch_size=16, epochs=3, limit_batches=2, threads=1, lr=0.01, accelerator="cpu"
+    model="resnet20",
+    image_size=8,
+    batch_size=16,
+    epochs=3,
+    limit_batches=2,
+    threads=1,
+    lr=0.01,
+    accelerator="cpu",
 )
 
 

@@ -108,7 +108,8 @@ def p_values(known: bool, effect: float, times: int, images: int, classes: int) 
 
 
 @pytest.mark.parametrize(
-    ("known", "images", "classes"), [(True, 40, 16), (False, 60, 5), (False, 40, 16)]
+    ("known", "images", "classes"),
+    [(True, 40, 16), pytest.param(False, 60, 5, marks=pytest.mark.slow), (False, 40, 16)],
 )
 def test_p_values_are_uniform_where_labels_mean_nothing(known, images, classes) -> None:
     found = p_values(known, 0.0, 150, images, classes)

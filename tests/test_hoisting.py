@@ -26,7 +26,7 @@ def positions(x: Tensor) -> tuple[int, ...]:
 
 @pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
 @given(drawn=convolutions())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_means_of_what_a_convolution_makes(drawn: tuple[Any, Tensor]) -> None:
     conv, h = drawn
     u = conv(h)
@@ -50,7 +50,7 @@ blocks = st.builds(
 
 @pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
 @given(drawn=convolutions(), options=blocks)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_gated_from_the_input_or_composed(drawn: tuple[Any, Tensor], options: BlockOptions) -> None:
     conv, h = drawn
     se = SqueezeExcite(conv.out_channels, options=options).double()

@@ -297,7 +297,7 @@ def test_blocks_of_another_library_are_adopted_for_the_look(
     assert page["blocks"][0]["most"]["count"] == 12, "no more images than there are"
 
 
-@pytest.mark.parametrize("examples", [0, 9])
+@pytest.mark.parametrize("examples", [pytest.param(0, marks=pytest.mark.slow), 9])
 def test_a_single_image_of_no_class(examples: int, tmp_path: Path) -> None:
     """There is no variance, and nothing to tell apart; it is drawn all the same."""
     model = randomise(senet.create_model("se_resnet20", num_classes=3)).eval()
@@ -309,6 +309,7 @@ def test_a_single_image_of_no_class(examples: int, tmp_path: Path) -> None:
     assert [block["specificity"] for block in shown["blocks"]] == [0.0] * 9
 
 
+@pytest.mark.slow
 def test_a_card_with_names_that_are_no_text(
     images: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

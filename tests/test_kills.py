@@ -1,4 +1,4 @@
-"""tools/kills.py: ten trials of the hundred in docs/training.md, and that it can fail."""
+"""tools/kills.py: five trials of the hundred in docs/training.md, and that it can fail."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def kills(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return kills
 
 
-def test_ten_killed_runs_end_with_the_same_bits(
+def test_killed_runs_end_with_the_same_bits(
     kills: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Eight with SGD, two with AdamW, averaged weights, mixup and two workers."""
-    assert kills.main(["--trials=10", "--seed=1", "--recipe=both"]) == 0
+    """Four with SGD, one with AdamW, averaged weights, mixup and two workers."""
+    assert kills.main(["--trials=5", "--seed=1", "--recipe=both"]) == 0
     (line,) = capsys.readouterr().out.splitlines()
-    assert "10 of 10 runs ended with the bits of the undisturbed one" in line
-    assert int(line.partition(" kills,")[0].split()[-1]) >= 10
+    assert "5 of 5 runs ended with the bits of the undisturbed one" in line
+    assert int(line.partition(" kills,")[0].split()[-1]) >= 5
 
 
 def test_a_run_that_is_another_is_seen(kills: ModuleType, tmp_path: Path) -> None:

@@ -13,7 +13,10 @@ from processes import finish, server, start, wait_until
 from senet.checkpoints import METRICS
 from senet.locking import LOCK, DirectoryLock
 
-TRAIN = ("train", "--data=digits", "--image_size=8", "--limit_batches=2", "--accelerator=cpu")
+TRAIN = (
+    *("train", "--model=resnet20", "--data=digits", "--image_size=8", "--limit_batches=2"),
+    "--accelerator=cpu",
+)
 
 
 def hold(folder: Path, connection: Any) -> None:
@@ -28,6 +31,8 @@ def other_process(folder: Path) -> tuple[Any, bool]:
     ours, theirs = context.Pipe()
     process = context.Process(target=hold, args=(folder, theirs), daemon=True)
     process.start()
+    theirs.close()
+    assert ours.poll(60)
     return process, ours.recv()
 
 

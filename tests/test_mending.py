@@ -21,6 +21,8 @@ from senet.options import TrainOptions
 from senet.runs import CARD, WEIGHTS, read_card, read_weights
 from senet.training import train
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 FILES = (LAST, BEST, Path(WEIGHTS), Path(CARD), METRICS)
 """In the order in which the end of an epoch writes them."""
 
@@ -78,7 +80,14 @@ def assert_in_step(run: Path, epochs: int) -> None:
     assert weights_fault(run, rows) is None
 
 
-@pytest.mark.parametrize(("epochs", "written"), [(1, 1), (2, 2), (2, 3), (3, 1), (3, 4)])
+@pytest.mark.parametrize(
+    ("epochs", "written"),
+    [
+        (1, 1),
+        (2, 3),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in ((2, 2), (3, 1), (3, 4))),
+    ],
+)
 def test_stopped_between_two_files(
     options: TrainOptions,
     tmp_path: Path,

@@ -121,7 +121,7 @@ def network() -> nn.Module:
 
 
 @given(values=st.fixed_dictionaries(LEARNING), steps=st.integers(1, 7))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_any_combination_has_an_optimizer_and_a_rate_within_its_peak(
     network: nn.Module, values: dict[str, Any], steps: int
 ) -> None:
@@ -144,7 +144,7 @@ def test_any_combination_has_an_optimizer_and_a_rate_within_its_peak(
 
 @given(values=st.fixed_dictionaries({}, optional=LEARNING | REST))
 @example(values={"val_data": "#", "init": "# a run", "data": "~"})
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_any_combination_survives_its_yaml(values: dict[str, Any]) -> None:
     options = TrainOptions(**values)
     with tempfile.TemporaryDirectory() as place:

@@ -14,11 +14,13 @@ from pathlib import Path
 
 import pytest
 from generated import make_image_folder
-from processes import start, wait_until
+from processes import is_stopped, start, wait_until, when_synced
 
+from senet import packing
 from senet.cli import main
 from senet.errors import UserError
 from senet.folders import read_folder
+from senet.images import decode_image
 from senet.manifests import MANIFEST, read_manifest
 from senet.packing import STAGING, pack
 from senet.shards import read_shard
@@ -185,17 +187,14 @@ def test_what_an_interrupted_call_left_is_no_obstacle(
 
 
 def kill_between(folder: Path, out: Path, log: Path, signal_number: int) -> int:
-    """Start packing and end it with a signal once the first shard is begun; its exit status."""
-    running = start(["pack", folder, "--out", out, "--shard_size=0.02"], log)
-    staged = out / STAGING
-    assert wait_until(lambda: staged.exists() and any(staged.iterdir()), running)
-    os.kill(running.pid, signal_number)
-    return running.wait().status
+    """Start packing and end it with a signal after the first shards; its exit status."""
+    words = ["pack", folder, "--out", out, "--shard_size=0.02"]
+    return start(words, log, prepare=when_synced(signal_number, 3)).wait().status
 
 
 def test_killed_and_run_again(tmp_path: Path) -> None:
     """A real process, killed at work: no manifest, and the next call makes the same shards."""
-    folder = make_image_folder(tmp_path / "set", per_class=40, size=(64, 64))
+    folder = make_image_folder(tmp_path / "set", per_class=12, size=(64, 64))
     out = tmp_path / "out"
     assert kill_between(folder, out, tmp_path / "log", signal.SIGKILL) == -signal.SIGKILL
     assert (out / STAGING).exists()
@@ -206,11 +205,11 @@ def test_killed_and_run_again(tmp_path: Path) -> None:
 
 
 def test_two_at_once_do_not_meet(tmp_path: Path) -> None:
-    folder = make_image_folder(tmp_path / "set", per_class=80, size=(64, 64))
+    folder = make_image_folder(tmp_path / "set", per_class=12, size=(64, 64))
     out = tmp_path / "out"
-    running = start(["pack", folder, "--out", out, "--shard_size=0.02"], tmp_path / "log")
-    assert wait_until(lambda: (out / STAGING).exists(), running)
-    os.kill(running.pid, signal.SIGSTOP)
+    words = ["pack", folder, "--out", out, "--shard_size=0.02"]
+    running = start(words, tmp_path / "log", prepare=when_synced(signal.SIGSTOP))
+    assert wait_until(lambda: is_stopped(running.pid), running)
     with pytest.raises(UserError, match="another senet pack is under way in"):
         pack(folder, out)
     os.kill(running.pid, signal.SIGCONT)
@@ -220,7 +219,7 @@ def test_two_at_once_do_not_meet(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_leaves_nothing_and_says_so(tmp_path: Path) -> None:
-    folder = make_image_folder(tmp_path / "set", per_class=40, size=(64, 64))
+    folder = make_image_folder(tmp_path / "set", per_class=12, size=(64, 64))
     assert kill_between(folder, tmp_path / "out", tmp_path / "log", signal.SIGINT) == 130
     (line,) = (tmp_path / "log.err").read_text().splitlines()
     assert line == "senet: interrupted; nothing was packed, run it again"
@@ -297,14 +296,21 @@ def test_options_out_of_range(
     assert words in line
 
 
-def test_shards_are_written_while_images_are_read(tmp_path: Path) -> None:
+def test_shards_are_written_while_images_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What lies in memory is a few dozen images at a time, of however many there are."""
-    folder = make_image_folder(tmp_path / "set", per_class=80, size=(64, 64))
-    running = start(
-        ["pack", folder, "--out", tmp_path / "out", "--shard_size=0.01"], tmp_path / "log"
-    )
+    folder = make_image_folder(tmp_path / "set", per_class=80, size=(16, 16))
     staged = tmp_path / "out" / STAGING
-    assert wait_until(lambda: staged.exists() and any(staged.iterdir()), running)
-    count = len(list(staged.iterdir()))
-    running.wait()
-    assert count < len(list((tmp_path / "out").glob("train-*.tar")))
+    begun: list[int] = []
+
+    def noted(data: bytes, name: str) -> object:
+        begun.append(len(list(staged.glob("train-*.tar"))))
+        return decode_image(data, name)
+
+    monkeypatch.setattr(packing, "decode_image", noted)
+    pack(folder, tmp_path / "out", shard_bytes=10_000)
+    whole = len(list((tmp_path / "out").glob("train-*.tar")))
+    assert begun[0] == 0
+    assert whole > 5
+    assert any(0 < count < whole for count in begun[:160])  # of images to train on

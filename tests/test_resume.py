@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 from breadth import others_slow
-from processes import Finished, Running, finish, start, wait_until
+from processes import Finished, Running, finish, start, wait_until, when_placed
 
 from senet.checkpoints import BEST, LAST, METRICS, TRAINED
 from senet.runs import CARD, WEIGHTS, is_temporary
@@ -88,7 +88,7 @@ def kill_while_writing(running: Running, directory: Path) -> bool:
 
     It is stopped when the file appears, and killed if the file is there still.
     """
-    while wait_until(lambda: temporary_in(directory), running):
+    while wait_until(lambda: temporary_in(directory), running, pause=0.0):
         os.kill(running.pid, signal.SIGSTOP)
         while running.alive() and state_of(running.pid) not in "TXZ":
             time.sleep(0.0005)
@@ -102,7 +102,7 @@ def kill_while_writing(running: Running, directory: Path) -> bool:
 def kill_when(moment: Callable[[Path], bool]) -> Callable[[Running, Path], bool]:
     def kill(running: Running, run: Path) -> bool:
         reached = wait_until(lambda: moment(run), running)
-        os.kill(running.pid, signal.SIGKILL)
+        running.process.kill()
         return reached
 
     return kill
@@ -138,50 +138,52 @@ def test_killed_at_several_points_ends_with_the_same_bits(whole: Path, tmp_path:
     assert not [path for path in run.rglob("*") if is_temporary(path)]
 
 
+@pytest.mark.slow  # `test_kills` has such moments
 def test_killed_at_any_moment_ends_with_the_same_bits(whole: Path, tmp_path: Path) -> None:
     run, chance = tmp_path / "run", random.Random(0)
     for number in range(20):
         running = start(["train", *TRAIN[1:], "--resume", "--out", run], tmp_path / f"log{number}")
         wait_until(lambda: (run / "config.yaml").exists(), running)
         running.process.join(chance.uniform(0.0, 0.6))
-        if not running.alive():
+        running.process.kill()
+        if running.wait().status == 0:
             break
-        os.kill(running.pid, signal.SIGKILL)
-        assert running.wait().status == -signal.SIGKILL
     if epochs_noted(run) < EPOCHS:
         assert finish([*TRAIN, "--resume", "--out", run], tmp_path / "last").status == 0
     assert_same_run(run, whole)
 
 
-def kill_and_resume(
-    command: list[str | Path], moments: list[Callable[[Path], bool]], run: Path
-) -> None:
-    """Run ``command`` with --resume again and again, killed at one moment after the other."""
+def kill_and_resume(command: list[str | Path], moments: list[str], run: Path) -> None:
+    """Run ``command`` with --resume again and again, killed when one file after the other is there.
+
+    A moment is the end of a path: of what a run writes, when it is in its place.
+    """
     command = [*command, "--resume", "--out", run]
     for number, moment in enumerate(moments):
-        running = start(command, run.with_name(f"killed{number}"))
-        assert kill_when(moment)(running, run), f"ended before moment {number}"
-        assert running.wait().status == -signal.SIGKILL
+        killed = when_placed(f"{run.name}/{moment}", signal.SIGKILL)
+        running = start(command, run.with_name(f"killed{number}"), prepare=killed)
+        assert running.wait().status == -signal.SIGKILL, moment
     ended = finish(command, run.with_name("last"))
     assert ended.status == 0, ended.err
 
 
-def test_a_pair_that_is_killed_ends_with_the_same_bits(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "moments",
+    [
+        ["metrics.csv", "twin/metrics.csv"],
+        pytest.param(
+            ["config.yaml", "metrics.csv", "twin/config.yaml", "twin/metrics.csv"],
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_a_pair_that_is_killed_ends_with_the_same_bits(tmp_path: Path, moments: list[str]) -> None:
     """In either of the two, before and after its first epoch."""
     pair = ["train", "--model=se_resnet20", "--epochs=2", *OPTIONS, "--twin"]
     ended = finish([*pair, "--out", tmp_path / "whole"], tmp_path / "log")
     assert ended.status == 0, ended.err
     run = tmp_path / "run"
-    kill_and_resume(
-        [*pair],
-        [
-            lambda run: (run / "config.yaml").exists(),
-            lambda run: epochs_noted(run) >= 1,
-            lambda run: (run / "twin" / "config.yaml").exists(),
-            lambda run: epochs_noted(run / "twin") >= 1,
-        ],
-        run,
-    )
+    kill_and_resume([*pair], moments, run)
     for member in (".", "twin"):
         assert_same_run(run / member, tmp_path / "whole" / member)
     assert (run / "comparison.json").exists()
@@ -196,11 +198,7 @@ def test_a_run_from_another_that_is_killed_ends_with_the_same_bits(tmp_path: Pat
     ended = finish([*command, "--out", tmp_path / "whole"], tmp_path / "log")
     assert ended.status == 0, ended.err
     assert f"starting from resnet20 in {tmp_path / 'plain'}" in ended.out
-    moments: list[Callable[[Path], bool]] = [
-        lambda run: (run / "config.yaml").exists(),
-        lambda run: epochs_noted(run) >= 1,
-    ]
-    kill_and_resume(command, moments, tmp_path / "run")
+    kill_and_resume(command, ["config.yaml", "metrics.csv"], tmp_path / "run")
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
@@ -212,37 +210,39 @@ def test_a_run_by_a_modern_recipe_that_is_killed_ends_with_the_same_bits(tmp_pat
     command = ["train", "--model=se_resnet20", "--epochs=3", *OPTIONS, *chance, *memory]
     ended = finish([*command, "--out", tmp_path / "whole"], tmp_path / "log")
     assert ended.status == 0, ended.err
-    moments: list[Callable[[Path], bool]] = [
-        lambda run: (run / "config.yaml").exists(),
-        lambda run: epochs_noted(run) >= 1,
-        lambda run: epochs_noted(run) >= 2,
-    ]
+    moments = ["config.yaml", "metrics.csv", "metrics.csv"]
     kill_and_resume([*command], moments, tmp_path / "run")
     assert_same_run(tmp_path / "run", tmp_path / "whole")
     assert TRAINED in torch.load(tmp_path / "run" / LAST, weights_only=True)
 
 
-def senet(*arguments: str | Path) -> list[str]:
-    return [sys.executable, "-m", "senet", *map(str, arguments)]
+INTERRUPTED = """
+import os, signal, sys
+from senet.cli import main
+put = os.replace
+def replace(source, target):
+    put(source, target)
+    if str(target).endswith("last.ckpt"):
+        signal.raise_signal(signal.SIGINT)
+os.replace = replace
+sys.exit(main(sys.argv[1:]))
+"""
+"""`senet` that is interrupted by Ctrl-C when its first checkpoint is written."""
 
 
 def test_ctrl_c_says_how_to_go_on(whole: Path, tmp_path: Path) -> None:
     """A process of its own, started as a user's, with nothing imported beforehand."""
     run = tmp_path / "a run"
     surroundings = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        senet(*TRAIN, "--out", run),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+    process = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, *map(str, TRAIN), "--out", str(run)],
+        capture_output=True,
         text=True,
         env=surroundings,
+        timeout=120,
     )
-    while not (run / LAST).exists() and process.poll() is None:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
-    (line,) = err.splitlines()
+    assert process.returncode == 130, process.stderr
+    (line,) = process.stderr.splitlines()
     assert not [path for path in run.rglob("*") if is_temporary(path)]
     command = shlex.split(line.partition("to go on: ")[2])
     assert command == ["senet", "train", "--out", str(run), "--resume"]
@@ -253,10 +253,8 @@ def test_ctrl_c_says_how_to_go_on(whole: Path, tmp_path: Path) -> None:
 
 def test_terminated_is_interrupted_too(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    running = start([*TRAIN, "--out", run], tmp_path / "log")
-    assert wait_until(lambda: (run / METRICS).exists(), running)
-    os.kill(running.pid, signal.SIGTERM)
-    ended = running.wait()
+    terminated = when_placed("metrics.csv", signal.SIGTERM)
+    ended = start([*TRAIN, "--out", run], tmp_path / "log", prepare=terminated).wait()
     assert ended.status == 143
     assert "--resume" in ended.err
 
@@ -265,10 +263,9 @@ def test_terminated_is_interrupted_too(tmp_path: Path) -> None:
 def stopped(tmp_path: Path) -> Path:
     """A run with its first epoch done."""
     run = tmp_path / "run"
-    running = start([*TRAIN, "--out", run], tmp_path / "stopped")
-    assert wait_until(lambda: (run / METRICS).exists(), running)
-    os.kill(running.pid, signal.SIGKILL)
-    running.wait()
+    killed = when_placed("metrics.csv", signal.SIGKILL)
+    start([*TRAIN, "--out", run], tmp_path / "stopped", prepare=killed).wait()
+    assert epochs_noted(run) == 1
     return run
 
 

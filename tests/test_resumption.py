@@ -22,6 +22,8 @@ from senet.options import TrainOptions, read_options
 from senet.runs import CARD, WEIGHTS, read_card
 from senet.training import CONFIG, train
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 CLASSES = ("ant", "bee", "cat")
 
 
@@ -67,8 +69,16 @@ def _train(options: TrainOptions, run: Path) -> None:
 
 
 def options_for(folder: Path, **changes: object) -> TrainOptions:
+    """A run of the plain network, soon built and trained, or of a pair."""
     options = TrainOptions(
-        data=str(folder), image_size=16, batch_size=4, epochs=2, limit_batches=1, threads=1, lr=0.01
+        model="se_resnet20" if changes.get("twin") else "resnet20",
+        data=str(folder),
+        image_size=16,
+        batch_size=4,
+        epochs=2,
+        limit_batches=1,
+        threads=1,
+        lr=0.01,
     )
     return replace(options, **changes)
 
@@ -415,7 +425,7 @@ def test_neither_weights_nor_best_checkpoint(
 
 
 def test_the_best_checkpoint_of_another_network(folder: Path, tmp_path: Path, finish: Make) -> None:
-    run, options = tmp_path / "run", options_for(folder)
+    run, options = tmp_path / "run", options_for(folder, model="se_resnet20")
     finish(options, run)
     finish(options.without_se(), tmp_path / "plain")
     (run / WEIGHTS).unlink()
@@ -437,7 +447,8 @@ def test_the_best_checkpoint_of_another_network(folder: Path, tmp_path: Path, fi
 def test_damaged_exports_of_a_finished_run_are_made_anew(
     folder: Path, tmp_path: Path, finish: Make, name: str, damage: str
 ) -> None:
-    run, options = tmp_path / "run", options_for(folder)
+    model = "se_resnet20" if damage == "another's" else "resnet20"
+    run, options = tmp_path / "run", options_for(folder, model=model)
     finish(options, run)
     sound = (run / name).read_bytes()
     if damage == "garbage":

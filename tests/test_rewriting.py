@@ -321,6 +321,7 @@ def test_one_sample_without_a_batch_is_left() -> None:
     assert outcome(fast)["1"] == ("left", "the channels of 0 are not where it looks for them")
 
 
+@pytest.mark.slow
 def test_a_detector_is_rewritten() -> None:
     """What it finds in random values may change with a rounding; how many boxes, too."""
     torch.manual_seed(0)

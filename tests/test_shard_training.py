@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import struct
 import tarfile
@@ -14,11 +13,11 @@ import pytest
 import torch
 from generated import make_image_folder
 from PIL import Image
-from processes import finish, start, wait_until
+from processes import finish, start, when_placed
 from tars import member, png, samples, write_tar
 from torch import Tensor
 
-from senet.checkpoints import LAST, METRICS
+from senet.checkpoints import LAST
 from senet.cli import main
 from senet.data import DataOptions, load_data, train_loader, val_loader
 from senet.errors import UserError
@@ -30,7 +29,13 @@ from senet.sampling import EpochSampler
 pytestmark = pytest.mark.filterwarnings("ignore:This process .*multi-threaded:DeprecationWarning")
 
 NAMES = ("a b", "q\"uote's", "new\nline", "ünï")
-TRAIN = ("--image_size=16", "--batch_size=8", "--epochs=2", "--lr=0.02", "--threads=1")
+TRAIN = (
+    *("--model=resnet20", "--image_size=16", "--batch_size=8", "--epochs=2", "--lr=0.02"),
+    "--threads=1",
+)
+
+
+AFTER_AN_EPOCH = when_placed("metrics.csv", signal.SIGKILL)
 
 
 @pytest.fixture(scope="module")
@@ -133,10 +138,8 @@ def test_killed_and_resumed_from_shards_ends_with_the_same_bits(
     last = len(list(packed.glob("train-*.tar"))) - 1
     data = f"{packed}/train-{{0000..{last:04d}}}.tar"
     command = ["train", "--data", data, "--out", run, "--resume", "--workers=1", *TRAIN]
-    running = start(command, tmp_path / "killed")
-    assert wait_until(lambda: (run / METRICS).exists(), running)
-    os.kill(running.pid, signal.SIGKILL)
-    assert running.wait().status == -signal.SIGKILL
+    killed = start(command, tmp_path / "killed", prepare=AFTER_AN_EPOCH).wait()
+    assert killed.status == -signal.SIGKILL
     ended = finish(["train", "--out", run, "--resume"], tmp_path / "resumed")
     assert ended.status == 0, ended.err
     assert weights(run) == weights(from_folder)
@@ -146,10 +149,8 @@ def test_shards_that_changed_are_not_gone_on_with(folder: Path, tmp_path: Path) 
     pack(folder, tmp_path / "a", shard_bytes=15_000)
     run = tmp_path / "run"
     command = ["train", "--data", str(tmp_path / "a"), "--out", str(run), *TRAIN]
-    running = start(command, tmp_path / "killed")
-    assert wait_until(lambda: (run / METRICS).exists(), running)
-    os.kill(running.pid, signal.SIGKILL)
-    running.wait()
+    killed = start(command, tmp_path / "killed", prepare=AFTER_AN_EPOCH).wait()
+    assert killed.status == -signal.SIGKILL
     (tmp_path / "a").rename(tmp_path / "b")
     pack(folder, tmp_path / "a", shard_bytes=30_000)
     ended = finish(["train", "--out", run, "--resume"], tmp_path / "resumed")

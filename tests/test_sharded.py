@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 from generated import make_image_folder
+from processes import server
 from tars import member, png, samples, write_tar
 
 from senet.checking import check_bytes
@@ -263,7 +263,8 @@ def test_a_command_is_run_only_where_it_is_allowed(tmp_path: Path) -> None:
     assert all(path.is_file() for path in split.train.paths)
 
 
-def fetch_and_wait(command: str, connection: Any) -> None:
+def fetch_and_wait(command: str, folder: str, connection: Any) -> None:
+    tempfile.tempdir = folder
     split = read(command, pipes=True)
     connection.send(str(split.train.paths[0].parent))
     signal.pause()
@@ -276,13 +277,16 @@ def test_what_a_killed_process_fetched_is_removed_by_the_next(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     (tmp_path / "tmp" / "senet-piped-not-ours").mkdir(parents=True)
     command = f"pipe:cat {write_tar(tmp_path / 's.tar', samples([0, 1, 0, 1]))}"
-    context = multiprocessing.get_context("fork")
+    context = server()
     processes, folders = [], []
     for _ in range(2):
         ours, theirs = context.Pipe()
-        process = context.Process(target=fetch_and_wait, args=(command, theirs), daemon=True)
+        given = (command, tempfile.gettempdir(), theirs)
+        process = context.Process(target=fetch_and_wait, args=given, daemon=True)
         process.start()
+        theirs.close()
         processes.append(process)
+        assert ours.poll(60)
         folders.append(Path(ours.recv()))
     processes[0].kill()
     processes[0].join()
@@ -321,7 +325,10 @@ def test_folders_of_others_are_not_even_looked_into(
 def test_a_disk_too_full_for_what_a_command_prints(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The command ends too, for nobody reads on; it is not the one that failed."""
+    """The command ends too, for nobody reads on; it is not the one that failed.
+
+    It prints without end, so that it does not fail by itself before the disk does.
+    """
     tar = write_tar(tmp_path / "s.tar", samples([0, 1, 0, 1]))
 
     def full(source: Any, target: Any, size: int) -> None:
@@ -329,7 +336,7 @@ def test_a_disk_too_full_for_what_a_command_prints(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(shutil, "copyfileobj", full)
-    said = refusal(f"pipe:cat {tar}; exit 3", pipes=True)
+    said = refusal(f"pipe:cat {tar} /dev/zero; exit 3", pipes=True)
     assert "No space left on device; TMPDIR says" in said
 
 

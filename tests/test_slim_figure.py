@@ -55,7 +55,12 @@ def test_a_panel_for_each_cost(ms: float | None, panels: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("drops", "max_drop"), [((0.0, 0.0), 0.0), ((0.0, -0.4, 90.0), 0.1), ((0.0, -0.4, 90.0), 100.0)]
+    ("drops", "max_drop"),
+    [
+        ((0.0, -0.4, 90.0), 0.1),
+        pytest.param((0.0, 0.0), 0.0, marks=pytest.mark.slow),
+        pytest.param((0.0, -0.4, 90.0), 100.0, marks=pytest.mark.slow),
+    ],
 )
 def test_any_curve_is_drawn(drops: tuple[float, ...], max_drop: float) -> None:
     made = report(drops, max_drop=max_drop)

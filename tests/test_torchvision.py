@@ -131,6 +131,7 @@ def test_mobile_detectors_are_gated_in_their_backbone(name):
     assert all(site.path.startswith("backbone.") for site in found)
 
 
+@pytest.mark.slow
 def test_ssd_is_a_plain_stack():
     """Liu et al. 2016: VGG-16 to conv4_3, then conv5_1 … fc7, then four pairs, without norms.
 

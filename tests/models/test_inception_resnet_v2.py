@@ -13,7 +13,9 @@ def model() -> nn.Module:
     return inception_resnet_v2(7).eval()
 
 
-@pytest.mark.parametrize("size", [(75, 75), (97, 130), (299, 299)])
+@pytest.mark.parametrize(
+    "size", [(75, 75), *(pytest.param(s, marks=pytest.mark.slow) for s in ((97, 130), (299, 299)))]
+)
 def test_any_image_size_from_75_on(size: tuple[int, int]) -> None:
     with torch.device("meta"):
         assert inception_resnet_v2(1).eval()(torch.empty(2, 3, *size)).shape == (2, 1)

@@ -133,6 +133,7 @@ class _StopError(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_a_run_resumes_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = Network(lambda classes: ShakeShakeNet(1, 8, classes), (3, 32, 32))
     monkeypatch.setitem(models._NETWORKS, "shake_shake_26_2x96d", small)  # type: ignore[index]

@@ -7,11 +7,10 @@ import json
 import os
 import re
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from processes import Running, finish, start, wait_until
+from processes import finish, start, wait_until, when_placed
 
 from senet.checkpoints import LAST
 from senet.cli import main
@@ -20,6 +19,8 @@ from senet.options import options_yaml, read_options
 from senet.runs import WEIGHTS
 from senet.sweeps import RESULTS, SWEEP, TABLE, one_run, read_recipe, resolve, run_sweep, running
 from senet.training import CONFIG, train
+
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 TINY = (
     "base: {model: resnet20, data: digits, image_size: 8, batch_size: 16, epochs: 2,"
@@ -159,7 +160,7 @@ def test_a_directory_of_something_else(
         ("{se: true, warm_start: true, gate: tanh}", "a warm start needs a gate"),
         ("{se: true, sites: 9}", "no site is in stage 9"),
         ("{data: nowhere/at/all}", "nowhere/at/all"),
-        ("{model: vgg16}", "'vgg16' does not take images of 8×8 ("),
+        ("{model: timm/test_vit}", "'timm/test_vit' does not take images of 8×8 ("),
         ("{accelerator: gpx}", "cannot train with accelerator=gpx"),
         ("{init: nowhere}", "nowhere"),
     ],
@@ -239,33 +240,17 @@ def test_a_fault_of_the_program_is_a_failure_with_its_traceback(
     assert not (out / where).exists()
 
 
-def test_ctrl_c_says_how_to_go_on(recipe: Path, whole: Path, tmp_path: Path) -> None:
+def test_ctrl_c_says_how_to_go_on(recipe: Path, tmp_path: Path) -> None:
     out = tmp_path / "out put"
     words = ["sweep", recipe, "--out", out, "--variants=se,plain", "--retry"]
-    running = start(words, tmp_path / "log")
-    assert wait_until((out / "se" / "seed-0" / LAST).exists, running, pause=0.01)
-    os.kill(running.pid, signal.SIGINT)
-    ended = running.wait()
+    interrupted = when_placed(f"se/seed-0/{LAST}", signal.SIGINT)
+    ended = start(words, tmp_path / "log", prepare=interrupted).wait()
     assert ended.status == 130
     last = ended.err.splitlines()[-1]
     assert last.startswith("senet: interrupted; finished runs and epochs are saved, to go on: ")
     assert last.endswith(f"senet sweep '{out / SWEEP}' --out '{out}' --variants se,plain --retry")
     assert "Traceback" not in ended.err
-    assert main(["sweep", str(out / SWEEP), "--out", str(out)]) == 0
-    assert without_times(out) == without_times(whole)
-    assert weights(out) == weights(whole)
-
-
-def killed_at(moments: Iterator[Path], arguments: list[object], log: Path) -> list[Running]:
-    """Start a sweep again and again; each time it is killed once a file is there."""
-    started = []
-    for path in moments:
-        running = start([str(word) for word in arguments], log)
-        assert wait_until(path.exists, running, pause=0.005)
-        os.kill(running.pid, signal.SIGKILL)
-        running.process.join()
-        started.append(running)
-    return started
+    assert not (out / "se" / "seed-1").exists()
 
 
 def test_killed_and_started_again_it_has_the_same_table(
@@ -273,10 +258,12 @@ def test_killed_and_started_again_it_has_the_same_table(
 ) -> None:
     """In the first run, between runs, and in the last."""
     out = tmp_path / "out"
-    moments = [out / "plain/seed-0" / LAST, out / "se/seed-0" / CONFIG, out / "se/seed-1" / LAST]
-    arguments: list[object] = ["sweep", recipe, "--out", out]
-    assert len(killed_at(iter(moments), arguments, tmp_path / "log")) == 3
-    ended = finish([str(word) for word in arguments], tmp_path / "log")
+    arguments = ["sweep", recipe, "--out", out]
+    for moment in (f"plain/seed-0/{LAST}", f"se/seed-0/{CONFIG}", f"se/seed-1/{LAST}"):
+        killed = when_placed(moment, signal.SIGKILL)
+        ended = start(arguments, tmp_path / "log", prepare=killed).wait()
+        assert ended.status == -signal.SIGKILL, moment
+    ended = finish(arguments, tmp_path / "log")
     assert ended.status == 0, ended.err
     assert "[1/1] se, seed 1: " in ended.out
     assert without_times(out) == without_times(whole)
