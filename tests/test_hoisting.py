@@ -189,6 +189,41 @@ def test_a_hook_on_a_layer_still_waits_for_its_call(kind: str) -> None:
     assert seen == ["called"]
 
 
+@pytest.mark.parametrize("kind", HOOKS)
+def test_a_hook_on_a_block_that_gates_its_output_waits_too(kind: str) -> None:
+    torch.manual_seed(0)
+    gated, u = OutputGated(SqueezeExcite(32)), torch.randn(2, 32, 9, 9)
+    expected, seen = gated(u.clone()), []
+    HOOKS[kind](gated.se.fc1, seen)
+    found = gated(u.clone())
+    if kind != "backward":
+        assert seen == ["called"]
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(
+    "shape", [(3, 16, 7), (1, 16, 5, 3), (2, 16, 2, 3, 4), (0, 16, 4, 4)], ids=str
+)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"bias": False},
+        {"bottleneck": False},
+        {"gate": "tanh", "activation": "silu", "gate_scale": 2.0},
+    ],
+    ids=str,
+)
+def test_gated_in_place_it_is_the_block(shape: tuple[int, ...], options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    se = SqueezeExcite(16, options=BlockOptions(reduction=4, **options))
+    nn.init.normal_(se.fc2.weight)
+    u = torch.randn(shape)
+    expected = se.double()(u.double())
+    found = OutputGated(se.float())(u.clone())
+    torch.testing.assert_close(found.double(), expected.double(), rtol=1e-5, atol=1e-6)
+
+
 def test_under_autocast_a_large_map_stays_finite() -> None:
     """A sum of 64 · 64 positions of 30 is above the largest float16; their mean is not."""
     torch.manual_seed(0)

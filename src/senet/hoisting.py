@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .block import SqueezeExcite
+from .block import BlockOptions, SqueezeExcite
 from .errors import UserError
 from .functional import ACTIVATIONS, GATES, in_float64, statistics_dtype
 from .hooks import is_hooked
@@ -146,37 +146,14 @@ class InputGated(nn.Module):
 
     def gates(self, h: Tensor) -> Tensor:
         """s (N, C) for the convolution's input."""
-        options = self.options
-        p = None if _is_traced(h) else self._first_layer_read(h)
+        p = _first_layer_of_mean(self._modules["fc1"], h) if self.two_steps else None
         if p is None:
             t = _means(h) if self.whole else window_means(h, self.conv)
             if isinstance(self.mean, nn.Conv1d):
                 t = self.mean(t.unsqueeze(2)).squeeze(2)
             types = (p.dtype for p in self.fc2.parameters())  # a quantised layer has none
             p = self.fc1(t.to(next(types, t.dtype)))
-        if options.bottleneck:
-            p = ACTIVATIONS[options.activation](p)
-        s = GATES[options.gate](self.fc2(p))
-        return s if options.gate_scale == 1.0 else s * options.gate_scale
-
-    def _first_layer_read(self, h: Tensor) -> Tensor | None:
-        """p (N, hidden) by a sum and a layer that makes a mean of it; None where that is not all.
-
-        With one image each step here counts, Python's too: between convolutions of a millisecond
-        all begins with cold caches. Hence no `nn.Module.__getattr__`, and a layer that is read.
-        """
-        layer = self._modules["fc1"]
-        if not self.two_steps or type(layer) is not nn.Linear or is_hooked(layer):
-            return None
-        parameters = layer._parameters
-        weight, bias = parameters.get("weight"), parameters.get("bias")
-        if type(weight) is not nn.Parameter or bias is None or weight.dtype != h.dtype:
-            return None
-        # A sum may overflow in half precision, where a mean does not.
-        if h.dtype != statistics_dtype(h.dtype) or torch.is_autocast_enabled(h.device.type):
-            return None
-        share = 1 / h.shape[2:].numel()
-        return torch.addmm(bias, h.sum(tuple(range(2, h.dim()))), weight.t(), alpha=share)
+        return _second_layer(p, self.fc2, self.options)
 
     def __getattr__(self, name: str) -> Any:
         """What else is asked of it, a stride or a weight, is the convolution's."""
@@ -190,7 +167,11 @@ class InputGated(nn.Module):
 
 
 class OutputGated(nn.Module):
-    """A block after a convolution whose output nothing else reads: it is gated in place."""
+    """A block after a convolution whose output nothing else reads: it is gated in place.
+
+    Args:
+        se: the block, its squeeze the average.
+    """
 
     def __init__(self, se: SqueezeExcite) -> None:
         super().__init__()
@@ -201,7 +182,11 @@ class OutputGated(nn.Module):
 
         It stands in a norm's place, and has its parameter's name.
         """
-        return _scaled(input, self.se.gates(input))
+        se, p = self.se, None
+        if se.options.bottleneck and se.observer is None:
+            p = _first_layer_of_mean(se._modules["fc1"], input)
+        s = se.gates(input) if p is None else _second_layer(p, se.fc2, se.options)
+        return _scaled(input, s)
 
 
 def refuse_deployed(model: nn.Module) -> None:
@@ -216,6 +201,33 @@ def refuse_deployed(model: nn.Module) -> None:
                 f"the model is deployed: the gate of {path or 'the model itself'} is part of its "
                 "convolution; take the network that was deployed"
             )
+
+
+def _first_layer_of_mean(layer: nn.Module | None, h: Tensor) -> Tensor | None:
+    """p (N, hidden) by a sum and a layer that makes a mean of it; None where that is not all.
+
+    With one image each step here counts, Python's too: between convolutions of a millisecond all
+    begins with cold caches. Hence no `nn.Module.__getattr__`, and a layer that is read.
+    """
+    if _is_traced(h) or h.dim() < 3 or type(layer) is not nn.Linear or is_hooked(layer):
+        return None
+    parameters = layer._parameters
+    weight, bias = parameters.get("weight"), parameters.get("bias")
+    if type(weight) is not nn.Parameter or bias is None or weight.dtype != h.dtype:
+        return None
+    # A sum may overflow in half precision, where a mean does not.
+    if h.dtype != statistics_dtype(h.dtype) or torch.is_autocast_enabled(h.device.type):
+        return None
+    share = 1 / h.shape[2:].numel()
+    return torch.addmm(bias, h.sum(tuple(range(2, h.dim()))), weight.t(), alpha=share)
+
+
+def _second_layer(p: Tensor, layer: nn.Module, options: BlockOptions) -> Tensor:
+    """s (N, C), from what the first layer, or none, has made."""
+    if options.bottleneck:
+        p = ACTIVATIONS[options.activation](p)
+    s = GATES[options.gate](layer(p))
+    return s if options.gate_scale == 1.0 else s * options.gate_scale
 
 
 @torch.fx.wrap
