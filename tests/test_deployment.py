@@ -60,7 +60,7 @@ NETWORKS: Mapping[str, tuple[Callable[[], Any], tuple[int, ...], dict[str, int]]
     "resnet20": (lambda: create_model("se_resnet20"), (3, 32, 32), {"folded": 19}),
     "bn_inception": (
         lambda: create_model("se_bn_inception", num_classes=5), (3, 64, 64),
-        {"folded": 69, "left": 10},
+        {"folded": 69, "gated in place": 10},
     ),
     "vgg11_bn": (_vgg, (3, 32, 32), {"folded": 8, "left": 8}),
     "densenet121": (lambda: _attached("densenet121"), (3, 64, 64), {}),

@@ -167,14 +167,12 @@ LEFT: Mapping[str, tuple[Callable[[], nn.Module], tuple[int, ...], str, str]] = 
             lambda after=after, modules=modules: _Concatenated(after(), modules), SMALL, "after",
             f"it follows a concatenation of {why}",
         )
-        for what, after in {"norm": lambda: nn.BatchNorm2d(C), "gate": _block}.items()
+        for what, after in {"norm": lambda: nn.BatchNorm2d(C)}.items()
         for ends, modules, why in (
             ("activations", (nn.ReLU(), nn.SiLU()),
              "branches that end in relu or silu, not in a convolution"),
             ("both", (nn.ReLU(), nn.Identity()),
              "branches of which some end in relu, not in a convolution"),
-            ("norms", (nn.Identity(), nn.Identity()),
-             "2 convolutions, and only one can take in what follows it"),
         )
     },
     "max": (
@@ -423,6 +421,10 @@ REWRITTEN: Mapping[str, Rewritten] = {
         _chain(nn.Conv2d(3, C, 3), nn.BatchNorm2d(C), nn.BatchNorm2d(C), _block()), SMALL,
         {"1": "folded", "2": "folded", "3": "gated"},
     ),
+    "concatenated": (
+        lambda: _Concatenated(nn.BatchNorm2d(C), (nn.Identity(), nn.Identity())), SMALL,
+        {"branches.0.1": "folded", "branches.1.1": "folded", "after": "folded"},
+    ),
     "effective": (_chain(nn.Conv2d(3, C, 3), _block(bottleneck=False)), SMALL, {"1": "gated"}),
     "options": (
         _chain(
@@ -468,6 +470,16 @@ IN_PLACE: Mapping[str, tuple[Callable[[], nn.Module], str]] = {
         _chain(timm.layers.Conv2dSame(3, C, 3, stride=2), nn.BatchNorm2d(C), _block()),
         "the input of a Conv2dSame is not what it convolves",
     ),
+    **{
+        f"after a concatenation of {ends}": (
+            lambda modules=modules: _Concatenated(_block(), modules),
+            "it follows a concatenation, not one convolution",
+        )
+        for ends, modules in {
+            "activations": (nn.ReLU(), nn.SiLU()),
+            "norms": (nn.Identity(), nn.Identity()),
+        }.items()
+    },
     "low rank": (_low_rank, "a layer of the block does more than multiply"),
     "hooked layer": (_hooked_layer, "a layer of the block does more than multiply"),
 }
@@ -479,6 +491,42 @@ def test_gated_in_place(name: str) -> None:
     torch.manual_seed(0)
     fast = deployed(drawn(make()), gates="input")
     assert ("gated in place", why) in outcome(fast).values()
+
+
+class _Joined(nn.Module):
+    """Convolutions, a norm after their concatenation, and one more reader of a tensor between."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, C, 1), nn.Conv2d(3, C, 1)
+        self.norm = nn.BatchNorm2d(C if how == "rows" else 2 * C)
+        self.how = how
+
+    def forward(self, x: Tensor) -> Any:
+        one, two = self.one(x), self.two(x)
+        if self.how == "rows":
+            return self.norm(torch.cat((one, two), 2))
+        whole = torch.cat((one, one if self.how == "twice" else two), 1)
+        y = self.norm(whole)
+        if self.how == "branch":
+            return y[:, :C] + two
+        return y + whole if self.how == "whole" else y
+
+
+@pytest.mark.parametrize(
+    ("how", "why"),
+    [
+        ("rows", "it follows a concatenation of 2 convolutions, not each once and along its chan"),
+        ("twice", "it follows a concatenation of 2 convolutions, not each once and along its chan"),
+        ("whole", "the output of a concatenation is used elsewhere too"),
+        ("branch", "the output of two is used elsewhere too"),
+    ],
+)
+def test_a_concatenation_that_takes_nothing_in(how: str, why: str) -> None:
+    torch.manual_seed(0)
+    found = outcome(deployed(drawn(_Joined(how))))
+    assert found["norm"][0] == "left"
+    assert found["norm"][1].startswith(why)
 
 
 def test_each_gate_comes_from_where_less_is_read() -> None:

@@ -15,7 +15,7 @@ from .errors import UserError, nearest
 from .folding import after_norm, fold, is_convolution, obstacle
 from .fusing import is_batch_norm
 from .given import become, check_network, copied
-from .graph import Call, Graph
+from .graph import Graph, Node
 from .hoisting import InputGated, OutputGated, hoisting_pays
 from .hooks import is_hooked
 from .insertion import PLAN_ATTRIBUTE, attached_plan
@@ -173,13 +173,15 @@ class _Rewriting:
                 self._note(path, "left", why)
                 continue
             (call,) = self.graph.calls_by_path[path]
-            conv = self.made_by[call.inputs[0]]
-            fold(self.modules[conv], norm)
+            ends = self._ends(call.inputs[0])
+            convs = [self.made_by[node] for node in ends]
+            for conv, channels in zip(convs, ends.values(), strict=True):
+                fold(self.modules[conv], norm, channels)
             rest = after_norm(norm)
             become(norm, rest)
-            if isinstance(rest, nn.Identity):
-                self.made_by[call.outputs[0]] = conv
-            self._note(path, "folded", f"into {conv}")
+            if isinstance(rest, nn.Identity) and len(convs) == 1:
+                self.made_by[call.outputs[0]] = convs[0]
+            self._note(path, "folded", f"into {', '.join(convs)}")
 
     def gate_early(self) -> None:
         """Move gates to their convolutions, or at least gate in place."""
@@ -190,7 +192,7 @@ class _Rewriting:
                 self._note(path, "left", why)
                 continue
             (call,) = self.graph.calls_by_path[path]
-            conv_path = self.made_by[call.inputs[0]]
+            conv_path = self.made_by.get(call.inputs[0], "")
             if against := self._against_hoisting(conv_path, se):
                 self._put(path, OutputGated(copy.copy(se)))
                 self._note(path, "gated in place", against)
@@ -216,12 +218,33 @@ class _Rewriting:
         if norm.running_mean is None:
             return "it has no running statistics, and so none of its own in evaluation"
         (call,) = self.graph.calls_by_path[path]
-        conv = self.made_by.get(call.inputs[0])
-        if conv is None:
-            return self._against_source(call.inputs[0])
-        if self.graph.is_read_outside(conv):
-            return f"weights of {conv} are read outside of it"
-        return self._used_elsewhere(conv, call, path)
+        (source,) = call.inputs
+        ends = self._ends(source)
+        if not ends:
+            return self._against_source(source)
+        for node in ends:
+            conv = self.made_by[node]
+            if self.graph.is_read_outside(conv):
+                return f"weights of {conv} are read outside of it"
+            if why := self._used_elsewhere(conv, node, path if node == source else source):
+                return why
+        return "" if source in ends else self._seen_elsewhere("a concatenation", source, path)
+
+    def _ends(self, node: int) -> dict[int, slice]:
+        """The outputs of convolutions that a tensor is made of, and which of its channels each is.
+
+        It is one itself, or a concatenation of several along their channels; else there are none.
+        """
+        if node in self.made_by:
+            return {node: slice(None)}
+        whole, ends, begin = self.graph.nodes[node], {}, 0
+        for parent in whole.parents if whole.kind == "cat" and whole.channel_dim == 1 else ():
+            channels = self.graph.nodes[parent].channels
+            if parent not in self.made_by or channels is None:
+                return {}
+            ends[parent] = slice(begin, begin + channels)
+            begin += channels
+        return ends if begin == whole.channels and len(ends) == len(whole.parents) else {}
 
     def _against_gating(self, path: str, se: SqueezeExcite) -> str:
         if why := against_changing(self.graph, path, se):
@@ -233,10 +256,12 @@ class _Rewriting:
         if se.options.squeeze != "avg":
             return f"its squeeze is {se.options.squeeze!r}, not a mean over positions"
         (call,) = self.graph.calls_by_path[path]
-        conv = self.made_by.get(call.inputs[0])
-        if conv is None:
-            return self._against_source(call.inputs[0])
-        return self._used_elsewhere(conv, call, path)
+        (node,) = call.inputs
+        if node in self.made_by:
+            return self._used_elsewhere(self.made_by[node], node, path)
+        if self.graph.nodes[node].kind == "cat":  # which is a tensor of its own
+            return self._seen_elsewhere("a concatenation", node, path)
+        return self._against_source(node)
 
     def _against_source(self, node: int) -> str:
         """Why what makes ``node`` cannot take in what comes after it."""
@@ -252,13 +277,15 @@ class _Rewriting:
     def _against_branches(self, ends: tuple[int, ...]) -> str:
         """Why their concatenation cannot take in what comes after it."""
         others = [self.graph.nodes[end].op for end in ends if end not in self.made_by]
-        if not others:  # a slice for each would be exact, and is not done
-            return f" of {len(ends)} convolutions, and only one can take in what follows it"
+        if not others:
+            return f" of {len(ends)} convolutions, not each once and along its channels"
         which = "of which some" if len(others) < len(ends) else "that"
         what = " or ".join(dict.fromkeys(others))
         return f" of branches {which} end in {what}, not in a convolution"
 
     def _against_hoisting(self, path: str, se: SqueezeExcite) -> str:
+        if not path:
+            return "it follows a concatenation, not one convolution"
         conv = self.modules[path]
         if self.gates == "output":
             return "asked for"
@@ -275,20 +302,21 @@ class _Rewriting:
             return f"no less is read before {path}"
         return ""
 
-    def _used_elsewhere(self, conv: str, call: Call, path: str) -> str:
+    def _used_elsewhere(self, conv: str, node: int, taker: str | int) -> str:
+        """Why what a convolution makes cannot be another tensor, taken by one module or node."""
         if len(self.graph.calls_by_path[conv]) != 1:
             return f"{conv} runs {len(self.graph.calls_by_path[conv])} times"
-        (node,) = call.inputs
+        return self._seen_elsewhere(conv, node, taker)
+
+    def _seen_elsewhere(self, name: str, node: int, taker: str | int) -> str:
         if self.graph.nodes[node].channel_dim != 1:
-            return f"the channels of {conv} are not where it looks for them"
-        inside = f"{path}."
-        return seen_elsewhere(
-            self.graph,
-            self.modules,
-            node,
-            lambda user: f"{user.module}.".startswith(inside),
-            conv,
-        )
+            return f"the channels of {name} are not where it looks for them"
+
+        def known(user: Node) -> bool:
+            inside = f"{user.module}.".startswith(f"{taker}.")
+            return user.index == taker if isinstance(taker, int) else inside
+
+        return seen_elsewhere(self.graph, self.modules, node, known, name)
 
     def _put(self, path: str, new: nn.Module) -> None:
         """``new`` in the place of a block, and of its wrapper too where little is left of that."""

@@ -56,9 +56,13 @@ def affine_of(norm: Any) -> tuple[Tensor, Tensor]:
     return alpha, shift if norm.bias is None else shift + in_float64(norm.bias)
 
 
-def fold(conv: Any, norm: nn.Module) -> None:
-    """Make ``conv``, in place, compute norm(conv(h)): W_c ← α_c·W_c, b ← α·b + β′."""
-    alpha, shift = affine_of(norm)
+def fold(conv: Any, norm: nn.Module, channels: slice = slice(None)) -> None:
+    """Make ``conv``, in place, compute norm(conv(h)): W_c ← α_c·W_c, b ← α·b + β′.
+
+    Args:
+        channels: the norm's that are the convolution's, where it normalises a concatenation.
+    """
+    alpha, shift = (each[channels] for each in affine_of(norm))
     weight = conv.weight
     bias = 0.0 if conv.bias is None else in_float64(conv.bias)
     scaled = in_float64(weight) * alpha.reshape(-1, *(1,) * (weight.dim() - 1))
