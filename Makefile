@@ -10,6 +10,8 @@ VENV := .venv
 # processes of their own, for beside the others a worker of the suite once in a while died.
 EXPORTS := tests/test_exchange.py tests/test_export_command.py tests/test_profiles.py
 BIN := $(VENV)/bin
+# What is compiled once need not be again, in each of the processes that tests start.
+export PYTHONDONTWRITEBYTECODE :=
 # In the order of their names: by default a file of few tests comes last, and those of few are long.
 IN_TURN := -n 3 --dist loadfile --no-loadscope-reorder
 
