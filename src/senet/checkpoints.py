@@ -18,7 +18,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from packaging.version import InvalidVersion, Version
 from torch import Tensor
 
-from .data import DataRecord
+from .data_record import DataRecord
 from .errors import UserError
 from .options import TrainOptions
 from .runs import atomic_write, make_directory

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 
 from .checkpoints import LAST, EpochRow, WholeFiles
 from .classifier import Classifier
-from .data import DataRecord
+from .data_record import DataRecord
 from .devices import check_launcher, make_strategy, peers_told, plugins_for
 from .errors import UserError
 from .meeting import SameRun, SharedCheck

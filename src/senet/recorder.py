@@ -14,7 +14,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from .checkpoints import BEST, LAST, EpochRow, best_row, copy_checkpoint, rows_of, write_metrics
-from .data import DataRecord
+from .data_record import DataRecord
 from .options import TrainOptions
 
 __all__ = ["RunRecorder"]

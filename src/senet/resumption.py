@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from . import runs
 from .catalogue import CATALOGUE
-from .data import DataRecord, absolute
+from .data import absolute
+from .data_record import DataRecord
 from .errors import UserError
 from .locking import LOCK, DirectoryLock
 from .mending import read_progress

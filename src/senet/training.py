@@ -14,7 +14,8 @@ from torch import nn
 
 from . import models, runs
 from .catalogue import CATALOGUE
-from .data import DataOptions, DataRecord, ImageData, load_data, train_loader, val_loader
+from .data import DataOptions, ImageData, load_data, train_loader, val_loader
+from .data_record import DataRecord
 from .errors import UserError
 from .locking import DirectoryLock
 from .mending import read_progress, weights_fault
