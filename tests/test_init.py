@@ -184,7 +184,9 @@ def test_a_run_of_an_earlier_version_goes_on_with_its_images_as_they_were(plain_
     assert normalised_as_trained(DataOptions(), options, run, older).mean is None
     nothing = RunRecord(())
     assert normalised_as_trained(DataOptions(), options, run, nothing).mean == (0.0, 0.0, 0.0)
-    twin = normalised_as_trained(DataOptions(), options, run / "twin", nothing, beside=run)
+    twin = normalised_as_trained(
+        DataOptions(), options, run / "twin", nothing, beside=(run, record)
+    )
     assert (twin.mean, twin.std) == (card.mean, card.std)
 
 

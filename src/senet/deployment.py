@@ -74,11 +74,12 @@ def deploy(
 ) -> Network:
     """A copy of ``model`` for inference that computes the same and runs faster.
 
-    Every BatchNorm that only follows one convolution is folded into it, in evaluation mode with
-    its running statistics. The gate of a block that follows such a convolution, or one without
-    a norm, is computed from the convolution's input where less is read there, and the output is
-    scaled in place. The model may be attached, adopted or plain; of one that is deployed this
-    makes a copy. What cannot be rewritten exactly is left alone; ``.report`` of the copy, a
+    Every BatchNorm that only follows one convolution, or a concatenation of several, is folded into
+    it or them, in evaluation mode with its running statistics. The gate of a block that follows
+    such a convolution, or one without a norm, is computed from the convolution's input where less
+    is read there, and the output is scaled in place, as a concatenation is. The model may be
+    attached, adopted or plain; of one that is deployed this makes a copy. What cannot be
+    rewritten exactly is left alone; ``.report`` of the copy, a
     `Report`, has every norm and block.
     At the end both run on the same values. Where the outputs differ all is left as it was: a
     forward may ask what type its norm is, or whether its convolution has a bias.

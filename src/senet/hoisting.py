@@ -167,7 +167,7 @@ class InputGated(nn.Module):
 
 
 class OutputGated(nn.Module):
-    """A block after a convolution whose output nothing else reads: it is gated in place.
+    """A block after a convolution or concatenation that nothing else reads: it is gated in place.
 
     Args:
         se: the block, its squeeze the average.

@@ -92,6 +92,7 @@ def pack(
                 raise UserError(
                     f"another senet pack is under way in {str(out)!r}; name another folder"
                 )
+            _check_out(out)  # another may have ended since
             manifest = _packed(split, out, shard_bytes, seed, progress)
     except BaseException:
         if made_here and not any(out.iterdir()):

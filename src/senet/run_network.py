@@ -62,7 +62,7 @@ def normalised_as_trained(
     out: Path,
     record: RunRecord,
     *,
-    beside: Path | None = None,
+    beside: tuple[Path, RunRecord] | None = None,
 ) -> DataOptions:
     """The data, its images normalised as those that the network's weights were trained with.
 
@@ -76,9 +76,7 @@ def normalised_as_trained(
     if record.rows:
         known = _normalization_of(out, record)
     elif beside is not None:
-        from .checkpoints import LAST, read_record
-
-        known = _normalization_of(beside, read_record(beside / LAST))
+        known = _normalization_of(*beside)
     elif options.init is not None:
         card = runs.read_card(Path(options.init))
         known = card.mean, card.std

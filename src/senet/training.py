@@ -158,7 +158,8 @@ def _train_one(
     finished = len(record.rows) >= options.epochs
     if finished and fault is None:
         return _finished(out, options, record, say)
-    wanted = normalised_as_trained(data_options_of(options), options, out, record, beside=beside)
+    other = None if beside is None else (beside, read_record(beside / LAST))
+    wanted = normalised_as_trained(data_options_of(options), options, out, record, beside=other)
     try:
         data = load_data(
             wanted,
@@ -172,8 +173,8 @@ def _train_one(
         raise
     now = data.record()
     check_data(out, record, now)
-    if beside is not None:
-        check_data(beside, read_record(beside / LAST), now)
+    if other is not None:
+        check_data(*other, now)
     if fault is not None:
         restore_weights(out, options, data)
         say(f"{out}: {runs.WEIGHTS} was {fault}, written anew from the best checkpoint")

@@ -147,9 +147,6 @@ def _title(setting: Setting) -> str:
     return f"{setting.column} ×{setting.batch}"
 
 
-_WIDEST = len("0.900–1.100")
-
-
 def show(found: Sequence[Measured], title: str) -> None:
     """Print the ratios: a row for each contender, a column for each setting.
 
@@ -159,8 +156,8 @@ def show(found: Sequence[Measured], title: str) -> None:
     rows = list(dict.fromkeys(one.row for one in found))
     settings = list(dict.fromkeys(one.setting for one in found))
     first = max(map(len, ("over plain", *rows)))
-    widths = [max(len(_title(s)), _WIDEST) for s in settings]
-    room = max(1, (console.width - first - 4) // (max(widths) + 3))
+    texts = (*map(_title, settings), *(line for one in found for line in _cell(one).splitlines()))
+    room = max(1, (console.width - first - 4) // (max(map(len, texts)) + 3))
     for begin in range(0, len(settings), room):
         some = settings[begin : begin + room]
         table = Table(title=title, title_justify="left")

@@ -20,7 +20,6 @@ from ..catalogue import IMAGENET_MEAN, IMAGENET_STD
 from ..data import DataOptions, load_data
 from ..errors import UserError
 from ..exchange import FORMATS, OPSETS, Shipment, ship
-from ..image_sets import Framing
 from ..models import build_plain, check_image_size, create_model, native_input_size, plain_name
 from ..options import TrainOptions, read_options
 from ..training import CONFIG
@@ -112,8 +111,15 @@ def main(argv: Sequence[str]) -> int:
             batch=given.batch,
             progress=lambda what: status.update(what) if what else status.stop(),
         )
-    (_print_json if given.json else _tell)(shipment, given, whence, plain)
-    return 0 if shipment.files else 1
+    if given.json:
+        _print_json(shipment, given, whence, plain)
+    elif shipment.files:
+        _tell(shipment, given, whence, plain)
+    if not shipment.files:
+        why = _compared(shipment, given, whence)
+        print(f"senet: {given.out} was not written: {why}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def _check(given: Namespace) -> None:
@@ -161,6 +167,8 @@ def _held_out(run: Path, card: runs.ModelCard) -> tuple[Tensor, str]:
                 data_root=Path(options.data_root),
                 download=False,
                 image_size=card.image_size,
+                mean=card.mean,
+                std=card.std,
                 augment=False,
                 val_fraction=card.val_fraction,
                 seed=card.seed,
@@ -173,7 +181,6 @@ def _held_out(run: Path, card: runs.ModelCard) -> tuple[Tensor, str]:
             file=sys.stderr,
         )
         return _generated(card), _GENERATED
-    data.val.framing = Framing(card.image_size, card.mean, card.std)
     count = min(_IMAGES, len(data.val))
     images = torch.stack([data.val[index][0] for index in range(count)])
     return images, f"{count} held-out images of {card.data}"
@@ -189,11 +196,6 @@ def _compared(shipment: Shipment, given: Namespace, whence: str) -> str:
         f"largest difference {shipment.difference:.1e} of the largest logit, "
         f"{shipment.largest:.3g} (tolerance {given.tolerance:g}), on {whence}"
     )
-
-
-def _not_written(shipment: Shipment, given: Namespace, whence: str) -> None:
-    why = _compared(shipment, given, whence)
-    print(f"senet: {given.out} was not written: {why}", file=sys.stderr)
 
 
 def _print_json(shipment: Shipment, given: Namespace, whence: str, plain: str) -> None:
@@ -216,14 +218,9 @@ def _print_json(shipment: Shipment, given: Namespace, whence: str, plain: str) -
         "rewritten": None if report is None else [asdict(each) for each in report.rewrites],
     }
     print(json.dumps(document, allow_nan=False))
-    if not shipment.files:
-        _not_written(shipment, given, whence)
 
 
 def _tell(shipment: Shipment, given: Namespace, whence: str, plain: str) -> None:
-    if not shipment.files:
-        _not_written(shipment, given, whence)
-        return
     if shipment.report is not None:
         print(str(shipment.report).splitlines()[-1])
     print(_compared(shipment, given, whence))

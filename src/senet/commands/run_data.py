@@ -12,7 +12,6 @@ from .. import runs
 from ..catalogue import CATALOGUE
 from ..data import DataOptions, ImageData, load_data
 from ..errors import UserError
-from ..image_sets import Framing
 from ..manifests import MANIFEST
 from ..options import TrainOptions, read_options
 from ..resumption import CONFIG, advice_where_moved
@@ -83,6 +82,8 @@ def data_of_run(
         workers=given.workers,
         cache=cache,
         image_size=card.image_size,
+        mean=card.mean,
+        std=card.std,
         augment=False,
         val_fraction=card.val_fraction,
         seed=card.seed,
@@ -101,15 +102,15 @@ def data_of_run(
         )
     if given.data is None and _is_split_by_us(card.data):
         _tell_of_changes(run, found)
-    for images in (found.train, found.val):  # whatever the data set's own normalisation is
-        images.framing = Framing(card.image_size, card.mean, card.std)
     return found
 
 
 def _is_split_by_us(data: str) -> bool:
     """Whether it is a folder of images without val/, a part of which is held out by the seed."""
+    if data in CATALOGUE or is_sharded(data):
+        return False
     path = runs.expanded(data)
-    return data not in CATALOGUE and os.path.isdir(path) and not os.path.isdir(path / "val")
+    return os.path.isdir(path) and not os.path.isdir(path / "val")
 
 
 def _tell_of_changes(run: Path, now: ImageData) -> None:
