@@ -480,6 +480,12 @@ IN_PLACE: Mapping[str, tuple[Callable[[], nn.Module], str]] = {
             "norms": (nn.Identity(), nn.Identity()),
         }.items()
     },
+    "after a norm of a concatenation": (
+        lambda: _Concatenated(
+            nn.Sequential(nn.BatchNorm2d(C), _block()), (nn.Identity(), nn.Identity())
+        ),
+        "it follows a concatenation, not one convolution",
+    ),
     "low rank": (_low_rank, "a layer of the block does more than multiply"),
     "hooked layer": (_hooked_layer, "a layer of the block does more than multiply"),
 }

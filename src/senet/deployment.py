@@ -162,6 +162,8 @@ class _Rewriting:
         self.rewrites: list[Rewrite] = []
         # What a node is, once norms are folded: the output of this convolution as it now is.
         self.made_by: dict[int, str] = {}
+        # Or a concatenation, which is a tensor of its own.
+        self.joined = {node.index for node in graph.nodes if node.kind == "cat"}
         for node, calls in graph.producers.items():
             if calls[0].path and not obstacle(self.modules[calls[0].path]):
                 self.made_by[node] = calls[0].path
@@ -180,8 +182,11 @@ class _Rewriting:
                 fold(self.modules[conv], norm, channels)
             rest = after_norm(norm)
             become(norm, rest)
-            if isinstance(rest, nn.Identity) and len(convs) == 1:
-                self.made_by[call.outputs[0]] = convs[0]
+            if isinstance(rest, nn.Identity):
+                if len(convs) == 1:
+                    self.made_by[call.outputs[0]] = convs[0]
+                else:
+                    self.joined.add(call.outputs[0])
             self._note(path, "folded", f"into {', '.join(convs)}")
 
     def gate_early(self) -> None:
@@ -260,7 +265,7 @@ class _Rewriting:
         (node,) = call.inputs
         if node in self.made_by:
             return self._used_elsewhere(self.made_by[node], node, path)
-        if self.graph.nodes[node].kind == "cat":  # which is a tensor of its own
+        if node in self.joined:
             return self._seen_elsewhere("a concatenation", node, path)
         return self._against_source(node)
 
